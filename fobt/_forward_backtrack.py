@@ -1,0 +1,227 @@
+"""The method: one step forward, the gradient there, and back.
+
+With latent weights w, ŵ = P(w, C) their curvature-weighted projection, g the gradient at ŵ, learning rate η and
+backtracking coefficient a, a two-stage update computes (numbers as in the paper; ⊘ is elementwise division)
+
+    w* = w - η m̂ ⊘ C₁           m̂, C₁: direction and curvature with g                    (5)  one step forward
+    ŵ* = P(w*, C₁)                                                                         (4)
+    g* = gradient at ŵ*, same minibatch;  C*: curvature with g, then g*
+    g' = a g + (1 - a) g*                                                                  (8)  backtrack
+    C  = a C₁ + (1 - a) C*                                                                 (9)
+    w  ← w - η m̂' ⊘ C           m̂': direction with g' instead of g                       (7)
+
+and leaves C in the optimizer state, so that the next ŵ = P(w, C) is a function of params and state (6). A plain update
+is w ← w - η m̂ ⊘ C₁, which is loss-aware quantization.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fobt._bounds import check_bounds, clip_updates
+from fobt._checks import check_no_holes, check_same_leaves, is_number
+from fobt._leaves import TreeQuantizer, check_quantizer, leaf_quantizers
+from fobt._preconditioner import Preconditioner, adam_preconditioner
+
+GradFn: TypeAlias = Callable[[optax.Params], optax.Updates]
+
+
+def forward_backtrack(
+    learning_rate: optax.ScalarOrSchedule,
+    quantizer: TreeQuantizer,
+    *,
+    a: float = 0.6,
+    every: int | Callable[[jax.Array], Any] = 1,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_bounds: Sequence[float] | None = None,
+    grad_transform: optax.GradientTransformation | None = None,
+    preconditioner: Preconditioner | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""One step forward and backtrack (BLAQ) with Adam's moments, for training weights of few bits.
+
+    The update is called with gradients taken at `fobt.quantized_params(params, state, quantizer)` and with `grad_fn`:
+
+        updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
+
+    `grad_fn` maps a tree of quantized weights to the gradients of the loss there, on the same minibatch and with the
+    same random keys; batch statistics of that pass are to be dropped. It is evaluated once in a two-stage step and
+    never in a plain one. `fobt.value_and_grad` makes it. An update takes one more keyword, `two_stage`, which overrides
+    `every` for this step: a Python bool selects straight-line code (two compiled programs), a traced bool a `lax.cond`.
+    Unknown keywords are ignored.
+
+    Leaves that are not quantized take part in both stages with the identity as their projection. Where a trial gradient
+    or its curvature is not finite the step falls back to the plain one.
+
+    Args:
+      learning_rate: η ≥ 0, or an Optax schedule, called with counts from 0.
+      quantizer: what is quantized and how: the projection P.
+      a: backtracking coefficient in (0, 1], the weight of the current gradient. a = 1 is `optax.adam`, and `grad_fn` is
+        never called.
+      every: the update is two-stage in every `every`-th step, counting from 1; or a predicate of that count. A period
+        m ≥ 2 costs 1 + 1/m gradients a step. The paper's period counts epochs: for that, pass `two_stage`.
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the second moment, in [0, 1).
+      eps: ε ≥ 0, added to the root of the second moment.
+      weight_bounds: (low, high) to which the latents of quantized leaves are clipped, w* and w; the code of LAQ has
+        (-1, 1).
+      grad_transform: a stateless transformation applied to both gradients, such as `optax.clip_by_global_norm(1.0)`.
+        In a chain before this transformation it would change the first one only.
+      preconditioner: what turns gradients into direction and curvature, instead of Adam with `b1`, `b2` and `eps`.
+
+    Returns:
+      A transformation whose state is that of `optax.scale_by_adam`: `count`, `mu`, `nu`. As it evaluates `grad_fn` on
+      the whole tree, it goes outside of `optax.masked` and `optax.partition`; choose leaves with `fobt.per_leaf`.
+
+    Raises:
+      ValueError: an argument is out of range; at `init` or `update`, params are missing, have holes, or do not match
+        the gradients or the state, or `grad_fn` returns other leaves than the params have.
+
+    Example:
+      >>> import fobt, jax, optax
+      >>> import jax.numpy as jnp
+      >>> def loss_fn(weights):
+      ...     return jnp.sum((weights - jnp.array([[1.0, -2.0, 1.5]])) ** 2)
+      >>> quantizer = fobt.binary()
+      >>> tx = fobt.forward_backtrack(0.1, quantizer, a=0.6)
+      >>> params = jnp.array([[0.3, 0.2, -0.1]])
+      >>> state = tx.init(params)
+      >>> for _ in range(30):
+      ...     loss, grads, grad_fn = fobt.value_and_grad(loss_fn, quantizer)(params, state)
+      ...     updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
+      ...     params = optax.apply_updates(params, updates)
+      >>> fobt.quantize(params, state, quantizer).codes
+      Array([[ 1, -1,  1]], dtype=int8)
+
+    References:
+      Ma, Zhou, Ma, Yu, Li, One-Step Forward and Backtrack: Overcoming Zig-Zagging in Loss-Aware Quantization Training,
+      AAAI 2024, Algorithm 1.
+    """
+    _check_learning_rate(learning_rate)
+    check_quantizer(quantizer)
+    if is_number(a) and not 0 < a <= 1:
+        raise ValueError(f"a must be in (0, 1], got {a!r}.")
+    if not callable(every) and isinstance(every, int | float | np.number) and (int(every) != every or every < 1):
+        raise ValueError(f"every must be an integer of at least 1 or a predicate of the step count, got {every!r}.")
+    if weight_bounds is not None:
+        check_bounds(weight_bounds)
+    if preconditioner is None:
+        preconditioner = adam_preconditioner(b1, b2, eps)
+    never = is_number(a) and a == 1
+
+    def init(params: optax.Params) -> Any:
+        check_no_holes(params)
+        leaf_quantizers(quantizer, params)
+        if grad_transform is not None and jax.tree.leaves(grad_transform.init(params)):
+            raise ValueError(
+                "grad_transform must be stateless, as it is applied twice in a step; its state has leaves."
+            )
+        return preconditioner.init(params)
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        grad_fn: GradFn,
+        two_stage: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        del extra_args
+        if params is None:
+            raise ValueError("params must be given: update(grads, state, params, grad_fn=grad_fn), got None.")
+        if not callable(grad_fn):
+            raise ValueError(f"grad_fn must be a function from quantized weights to gradients, got {grad_fn!r}.")
+        check_no_holes(params)
+        check_same_leaves("grads", updates, "params", params)
+        quantizers = leaf_quantizers(quantizer, params)
+        eta = learning_rate(state.count) if callable(learning_rate) else learning_rate
+
+        def transform(grads: optax.Updates) -> optax.Updates:
+            if grad_transform is None:
+                return grads
+            return grad_transform.update(grads, grad_transform.init(params), params)[0]
+
+        def step(direction: optax.Updates, curvature: optax.Updates) -> optax.Updates:
+            """The update -η m̂ ⊘ C, cut where it would leave the weight bounds."""
+            steps = jax.tree.map(lambda m, c: jnp.asarray(-eta, m.dtype) * (m / c), direction, curvature)
+            if weight_bounds is not None:
+                steps = clip_updates(steps, params, weight_bounds, quantizers)
+            return optax.tree.cast_like(steps, params)
+
+        def project(latents: optax.Params, curvature: optax.Updates) -> optax.Params:
+            """P, leaf by leaf."""
+            leaves, structure = jax.tree.flatten(latents)
+            projected = [
+                w if quantize is None else quantize(w, c).dequantize()
+                for w, c, quantize in zip(leaves, jax.tree.leaves(curvature), quantizers, strict=True)
+            ]
+            return jax.tree.unflatten(structure, projected)
+
+        grads = transform(updates)
+        direction, curvature, plain_state = preconditioner.update(grads, state)
+        plain = step(direction, curvature), plain_state
+
+        def two_stage_step() -> tuple[optax.Updates, Any]:
+            trial = optax.apply_updates(params, plain[0])  # (5)
+            trial_quantized = project(trial, curvature)  # (4)
+            returned = grad_fn(trial_quantized)
+            check_same_leaves("the gradients that grad_fn returns", returned, "params", params)
+            trial_grads = transform(jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(returned)))
+            _, trial_curvature, _ = preconditioner.update(trial_grads, plain_state)
+            blended_grads = _blend(a, grads, trial_grads)  # (8)
+            blended_curvature = _blend(a, curvature, trial_curvature)  # (9)
+            blended_direction, _, blended_state = preconditioner.update(blended_grads, state)
+            blended = (
+                step(blended_direction, blended_curvature),  # (7)
+                preconditioner.with_curvature(blended_state, blended_curvature),  # (6)
+            )
+            finite = _all_finite((trial_grads, trial_curvature))
+            return jax.tree.map(lambda x, y: jnp.where(finite, x, y), blended, plain)
+
+        now = _is_two_stage(every, two_stage, state.count)
+        if never or now is False:
+            return plain
+        if now is True:
+            return two_stage_step()
+        return jax.lax.cond(now, two_stage_step, lambda: plain)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _is_two_stage(every: Any, two_stage: Any, count: jax.Array) -> Any:
+    """Whether this step is two-stage: a Python bool where that is known now, otherwise a traced one."""
+    if two_stage is not None:
+        now = two_stage
+    elif callable(every):
+        now = every(count + 1)
+    elif isinstance(every, int) and every == 1:
+        return True
+    else:
+        now = (count + 1) % every == 0
+    return now if isinstance(now, jax.core.Tracer) else bool(now)
+
+
+def _blend(a: Any, x: optax.Updates, y: optax.Updates) -> optax.Updates:
+    def blend(current: jax.Array, trial: jax.Array) -> jax.Array:
+        weight = jnp.asarray(a, current.dtype)
+        return weight * current + (1 - weight) * trial
+
+    return jax.tree.map(blend, x, y)
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.asarray([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def _check_learning_rate(learning_rate: optax.ScalarOrSchedule) -> None:
+    if is_number(learning_rate) and not (learning_rate >= 0 and math.isfinite(learning_rate)):
+        raise ValueError(f"learning_rate must be at least 0 and finite, or a schedule, got {learning_rate!r}.")

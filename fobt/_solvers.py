@@ -1,0 +1,228 @@
+r"""Solvers of the curvature-weighted projection, for all groups of a tensor at once.
+
+For each group of weights with magnitudes rᵢ = |wᵢ| and curvature Cᵢ ≥ 0 the projection
+
+    minimise  ½ Σᵢ Cᵢ (rᵢ - α βᵢ)²   over α > 0 and levels βᵢ ≥ 0 of the grid                                      (P)
+
+is solved in one of its two unknowns when the other is given:
+
+- given α, βᵢ is the level nearest to rᵢ/α: `Grid.nearest`;
+- given β, α = Σ C r β / Σ C β², and the objective is ½ (Σ C r² - (Σ C r β)² / Σ C β²): `_fit`.
+
+So a solver has to find one number per group, the α that assigns the levels. `closed_form` returns the α of the binary
+grid; the others return two arrays with one number per group (`keepdims`): the α that assigns the levels, and the α that
+then fits these levels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from fobt._grid import Grid
+
+_Scales: TypeAlias = tuple[jax.Array, jax.Array]
+
+# Histogram: octaves below the largest magnitude, and bins per octave. More levels have more local minima to tell apart;
+# a group that is smaller than its histogram would be gets a coarser one over fewer octaves.
+_OCTAVES, _OCTAVES_OF_SMALL_GROUPS, _SMALL_GROUP = 32, 8, 2048
+_BINS_PER_OCTAVE, _BINS_PER_OCTAVE_AND_LEVEL, _LEAST_BINS_PER_OCTAVE = 64, 8, 16
+# Candidate α reach one octave above the largest magnitude: with a larger α the codes could all be doubled.
+_OCTAVES_ABOVE = 1
+_REFINEMENTS = 2
+
+_MAX_ROUNDS = 10
+_TOLERANCE = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """The weights of a tensor in grouped form, with what (P) says of them.
+
+    Attributes:
+      weights: w; only the part named by `side` counts, the others have magnitude 0.
+      curvature: C ≥ 0, broadcastable to `weights`.
+      members: 1 for weights, 0 for places that only fill up the grouped form; broadcastable to `weights`.
+      axes: the axes over which a group extends.
+      side: which weights count: "both" signs, "positive" or "negative" ones.
+    """
+
+    weights: jax.Array
+    curvature: jax.Array
+    members: jax.Array
+    axes: tuple[int, ...]
+    side: Literal["both", "positive", "negative"] = "both"
+
+    def largest(self) -> jax.Array:
+        """The largest magnitude of each group, `keepdims`."""
+        return jnp.max(self._magnitude(self.weights), self.axes, keepdims=True, initial=0)
+
+    def normalised(self) -> tuple[jax.Array, jax.Array]:
+        """Magnitudes r and curvature C with largest value 1 in every group.
+
+        Their sums neither overflow nor vanish, however large or small gradients and weights are. A group without any
+        curvature has C = 1.
+        """
+        stiffest = jnp.max(self.curvature, self.axes, keepdims=True, initial=0)
+        # XLA keeps values that several loops use in memory, and computes those of a single loop on the fly. The barrier
+        # makes the values of each call distinct, so that they are of a single loop: several times faster on CPU.
+        largest, stiffest = jax.lax.optimization_barrier((self.largest(), stiffest))
+        r = self._magnitude(self.weights / jnp.where(largest > 0, largest, 1))
+        c = jnp.where(stiffest > 0, self.curvature / jnp.where(stiffest > 0, stiffest, 1), self.members)
+        return r, jnp.broadcast_to(c, r.shape)
+
+    def _magnitude(self, weights: jax.Array) -> jax.Array:
+        if self.side == "both":
+            return jnp.abs(weights)
+        return jnp.maximum(weights if self.side == "positive" else -weights, 0)
+
+
+def closed_form(problem: Problem) -> jax.Array:
+    """Binary grid: every level is 1, so α = Σ C r / Σ C, and 0 for a group of zeros."""
+    r, c = problem.normalised()
+    return _ratio(*_sums(c * r, c, problem.axes))
+
+
+def alternating(problem: Problem, grid: Grid, codes: jax.Array | None) -> _Scales:
+    """Algorithm 2: fit α to the levels, assign the levels to α, until neither changes; a local minimum.
+
+    `codes`, the magnitudes of previous codes, are the start; without them, and in a group where they are of no use
+    since all that have a weight are zero, it is the pattern r > 0.7 mean(r).
+    """
+    axes = problem.axes
+    r, c = problem.normalised()
+    counted = jnp.broadcast_to(problem.members, r.shape) if problem.side == "both" else (r > 0).astype(r.dtype)
+    start = (r > 0.7 * _ratio(*_sums(r, counted, axes))).astype(r.dtype)
+    if codes is not None:
+        useful = jnp.max(jnp.where(r > 0, codes, 0), axes, keepdims=True, initial=0) > 0
+        start = jnp.where(useful, grid.levels(codes), start)
+
+    def unsettled(carry: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        assigning, fitted, _ = carry
+        return jnp.abs(fitted - assigning) > _TOLERANCE * fitted
+
+    def step(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        assigning, fitted, rounds = carry
+        active = unsettled(carry)
+        assigning = jnp.where(active, fitted, assigning)
+        return assigning, jnp.where(active, _fit(problem, grid, assigning), fitted), rounds + 1
+
+    first = _ratio(*_sums(c * start * r, c * start * start, axes))
+    carry = (first, _fit(problem, grid, first), jnp.asarray(1))
+    assigning, fitted, _ = jax.lax.while_loop(
+        lambda carry: jnp.any(unsettled(carry)) & (carry[2] < _MAX_ROUNDS), step, carry
+    )
+    return assigning, fitted
+
+
+def exact(problem: Problem, grid: Grid) -> _Scales:
+    """The global optimum, by sorting the n L values of α at which a level changes (n weights, L positive levels).
+
+    As α falls from infinity, weight i takes level j where α passes rᵢ / midpointⱼ; the running sums of the changes give
+    the objective of every assignment on the way, and the optimum is one of them.
+    """
+    kept = tuple(axis for axis in range(problem.weights.ndim) if axis not in problem.axes)
+    flat = (*(problem.weights.shape[axis] for axis in kept), -1)
+    r, c = (x.transpose(*kept, *problem.axes).reshape(flat)[..., None] for x in problem.normalised())
+    change, squared_change = _level_changes(grid, r.dtype)
+    _, change_1, change_2 = jax.lax.sort(
+        tuple(x.reshape(flat) for x in (-r / jnp.asarray(grid.midpoints, r.dtype), c * r * change, c * squared_change)),
+        num_keys=1,
+    )
+    best = _best(jnp.cumsum(change_1, -1), jnp.cumsum(change_2, -1), problem.axes)
+    return _refine(problem, grid, best, rounds=1)
+
+
+def histogram(problem: Problem, grid: Grid) -> _Scales:
+    """Near-exact in O(n): the best of some thousand α by sums over a histogram of log r, refined by alternation.
+
+    The bins hold exact sums of C and C r, so a candidate's objective is that of an assignment whose thresholds are bin
+    edges. With bins that are equal in log r, a threshold α · midpoint is the same number of bins away from α for all α.
+    """
+    size = math.prod(problem.weights.shape[axis] for axis in problem.axes)
+    octaves = _OCTAVES if size >= _SMALL_GROUP else _OCTAVES_OF_SMALL_GROUPS
+    enough = max(_BINS_PER_OCTAVE, _BINS_PER_OCTAVE_AND_LEVEL * grid.max_code)
+    per_octave = min(enough, max(size // octaves, _LEAST_BINS_PER_OCTAVE))
+    sum_1, sum_2 = _sums_above_edges(problem, per_octave, per_octave * octaves)
+
+    above = _OCTAVES_ABOVE * per_octave
+    candidates = per_octave * octaves + above
+    shifts = [round(-per_octave * math.log2(midpoint)) for midpoint in grid.midpoints]
+    pad = [(0, 0)] * (sum_1.ndim - 1) + [(above, max(0, *shifts))]
+    sum_1, sum_2 = jnp.pad(sum_1, pad, mode="edge"), jnp.pad(sum_2, pad, mode="edge")
+
+    def add_level(totals: _Scales, level: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[_Scales, None]:
+        shift, change, squared_change = level
+        above_1, above_2 = (jax.lax.dynamic_slice_in_dim(x, shift, candidates, axis=-1) for x in (sum_1, sum_2))
+        return (totals[0] + change * above_1, totals[1] + squared_change * above_2), None
+
+    zeros = jnp.zeros_like(sum_1[..., :candidates])
+    totals, _ = jax.lax.scan(add_level, (zeros, zeros), (jnp.asarray(shifts), *_level_changes(grid, sum_1.dtype)))
+    return _refine(problem, grid, _best(*totals, problem.axes), _REFINEMENTS)
+
+
+def _sums_above_edges(problem: Problem, per_octave: int, bins: int) -> tuple[jax.Array, jax.Array]:
+    """Sums of C r and of C over r above 2^(-k / per_octave), k = 0 ... bins, each of shape (*kept, bins + 1)."""
+    r, c = problem.normalised()
+    # Zeros have log2 = -inf and fall, with everything tiny, into the last bin.
+    index = jnp.minimum(jnp.floor(-per_octave * jnp.log2(r)), bins - 1).astype(jnp.int32)
+    kept = [axis for axis in range(r.ndim) if axis not in problem.axes]
+    # One index array per dimension and no reshape: under sharding only the histogram then travels, never the tensor.
+    indices = (*(jax.lax.broadcasted_iota(jnp.int32, r.shape, axis) for axis in kept), index)
+    zeros = jnp.zeros((*(r.shape[axis] for axis in kept), bins), r.dtype)
+
+    def sums(x: jax.Array) -> jax.Array:
+        return jnp.pad(jnp.cumsum(zeros.at[indices].add(x), -1), [(0, 0)] * len(kept) + [(1, 0)])
+
+    return sums(c * r), sums(c)
+
+
+def _level_changes(grid: Grid, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """β(j) - β(j-1) and β(j)² - β(j-1)² for j = 1 ... n."""
+    squared = jnp.diff(grid.positive_levels**2, prepend=0.0)
+    return jnp.asarray(grid.level_changes, dtype), squared.astype(dtype)
+
+
+def _best(sum_1: jax.Array, sum_2: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The fitting α of the best of the assignments along the last axis, given their Σ C r β and Σ C β²."""
+    gain = jnp.where(sum_2 > 0, sum_1**2 / sum_2, 0.0)
+    best = jnp.argmax(gain, -1, keepdims=True)
+    alpha = _ratio(jnp.take_along_axis(sum_1, best, -1), jnp.take_along_axis(sum_2, best, -1))
+    return jnp.expand_dims(alpha[..., 0], axes)
+
+
+def _refine(problem: Problem, grid: Grid, scale: jax.Array, rounds: int) -> _Scales:
+    """`rounds` alternations from `scale`: the last assigning α and the one that fits."""
+    assigning = fitted = scale
+    for _ in range(rounds):
+        assigning, fitted = fitted, _fit(problem, grid, fitted)
+    return assigning, fitted
+
+
+def _fit(problem: Problem, grid: Grid, assigning: jax.Array) -> jax.Array:
+    """The α that fits the levels nearest to r / assigning."""
+    r, c = problem.normalised()
+    levels = grid.levels(grid.nearest(r / assigning))
+    return _ratio(*_sums(c * levels * r, c * levels * levels, problem.axes))
+
+
+def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """The quotient, and 1 where the denominator is 0: a group without weights, or of which no weight has a level."""
+    positive = denominator > 0
+    return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), 1)
+
+
+def _sums(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Σ x and Σ y over the axes, `keepdims`, in a single loop over both."""
+    if not axes:
+        return x, y
+    zero = jnp.zeros((), x.dtype)
+    *others, last = axes
+    # One axis in a joint loop, which bounds its rounding errors, and the few partial sums as usual.
+    rows = jax.lax.reduce((x, y), (zero, zero), lambda p, q: (p[0] + q[0], p[1] + q[1]), (last,))
+    sum_x, sum_y = (jnp.sum(jnp.expand_dims(row, last), others, keepdims=True) for row in rows)
+    return sum_x, sum_y
