@@ -14,7 +14,6 @@ from fobt import _solvers
 from fobt._granularity import Granularity, PerTensor
 from fobt._grid import Grid
 from fobt._quantized import Quantized
-from fobt._solvers import Problem
 
 Solver = Literal["exact", "histogram", "alternating"]
 
@@ -96,19 +95,21 @@ class Quantizer:
                     f"{name} must broadcast to the shape of weights, {weights.shape}, got {shape}."
                 ) from None
 
+        axes = split.axes(weights.ndim)
         w = split.group(weights.astype(dtype))
         members = jnp.asarray(split.members(weights.shape), dtype)
         c = members if curvature is None else grouped("curvature", curvature)
+        c = jnp.broadcast_to(_solvers.normalise(c, axes, otherwise=members)[0], w.shape)
         previous = None if codes is None else jnp.abs(grouped("codes", codes))
-        problem = Problem(w, c, members, split.axes(weights.ndim))
 
         if self.scales == 1:
-            magnitude_codes, scale = self._solve(problem, previous)
+            magnitude_codes, scale = self._project(jnp.abs(w), c, members, axes, previous)
             signed_codes = jnp.where(w < 0, -magnitude_codes, magnitude_codes)
             scale = split.squeeze(scale)
         else:
-            positive, positive_scale = self._solve(dataclasses.replace(problem, side="positive"), previous)
-            negative, negative_scale = self._solve(dataclasses.replace(problem, side="negative"), previous)
+            (positive, positive_scale), (negative, negative_scale) = (
+                self._project(jnp.maximum(side, 0), c, (side > 0).astype(dtype), axes, previous) for side in (w, -w)
+            )
             signed_codes = positive - negative
             scale = jnp.stack([split.squeeze(positive_scale), split.squeeze(negative_scale)])
         return Quantized(
@@ -120,10 +121,12 @@ class Quantizer:
             dtype=weights.dtype,
         )
 
-    def _solve(self, problem: Problem, codes: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Unsigned codes and scales, in grouped form."""
-        r, _ = problem.normalised()
-        largest = problem.largest()
+    def _project(
+        self, w: jax.Array, c: jax.Array, members: jax.Array, axes: tuple[int, ...], codes: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Codes and scales of weights w ≥ 0, in grouped form."""
+        r, largest = _solvers.normalise(w, axes, otherwise=0)
+        problem = _solvers.Problem(r, c, members, axes)
         if self.grid.spacing == "binary":
             return self.grid.nearest(r), _solvers.closed_form(problem) * largest
         if self.solver == "exact":
@@ -132,7 +135,7 @@ class Quantizer:
             assigning, fitted = _solvers.histogram(problem, self.grid)
         else:
             assigning, fitted = _solvers.alternating(problem, self.grid, codes)
-        return self.grid.nearest(r / assigning), jnp.where(largest > 0, fitted * largest, 1)
+        return self.grid.nearest(r / assigning), jnp.where(largest == 0, 1, fitted * largest)
 
 
 def binary(*, granularity: Granularity = PerTensor()) -> Quantizer:  # noqa: B008 - immutable

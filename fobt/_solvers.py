@@ -18,10 +18,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, TypeAlias
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from fobt._grid import Grid
 
@@ -41,50 +43,33 @@ _TOLERANCE = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """The weights of a tensor in grouped form, with what (P) says of them.
+    """The magnitudes of a tensor's weights in grouped form, with what (P) says of them.
 
     Attributes:
-      weights: w; only the part named by `side` counts, the others have magnitude 0.
-      curvature: C ≥ 0, broadcastable to `weights`.
-      members: 1 for weights, 0 for places that only fill up the grouped form; broadcastable to `weights`.
+      r: magnitudes, the largest of every group 1, so that sums neither overflow nor vanish; 0 for places that only fill
+        up the grouped form.
+      curvature: C ≥ 0 in the shape of `r`, the largest of every group 1.
+      members: 1 for weights, 0 for places that only fill up the grouped form; broadcastable to `r`.
       axes: the axes over which a group extends.
-      side: which weights count: "both" signs, "positive" or "negative" ones.
     """
 
-    weights: jax.Array
+    r: jax.Array
     curvature: jax.Array
     members: jax.Array
     axes: tuple[int, ...]
-    side: Literal["both", "positive", "negative"] = "both"
 
-    def largest(self) -> jax.Array:
-        """The largest magnitude of each group, `keepdims`."""
-        return jnp.max(self._magnitude(self.weights), self.axes, keepdims=True, initial=0)
 
-    def normalised(self) -> tuple[jax.Array, jax.Array]:
-        """Magnitudes r and curvature C with largest value 1 in every group.
-
-        Their sums neither overflow nor vanish, however large or small gradients and weights are. A group without any
-        curvature has C = 1.
-        """
-        stiffest = jnp.max(self.curvature, self.axes, keepdims=True, initial=0)
-        # XLA keeps values that several loops use in memory, and computes those of a single loop on the fly. The barrier
-        # makes the values of each call distinct, so that they are of a single loop: several times faster on CPU.
-        largest, stiffest = jax.lax.optimization_barrier((self.largest(), stiffest))
-        r = self._magnitude(self.weights / jnp.where(largest > 0, largest, 1))
-        c = jnp.where(stiffest > 0, self.curvature / jnp.where(stiffest > 0, stiffest, 1), self.members)
-        return r, jnp.broadcast_to(c, r.shape)
-
-    def _magnitude(self, weights: jax.Array) -> jax.Array:
-        if self.side == "both":
-            return jnp.abs(weights)
-        return jnp.maximum(weights if self.side == "positive" else -weights, 0)
+def normalise(x: jax.Array, axes: tuple[int, ...], otherwise: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """The array x ≥ 0 over its largest value in every group, or `otherwise` where that is 0, and these values."""
+    largest = jnp.max(x, axes, keepdims=True, initial=0)
+    # XLA divides by multiplying with the reciprocal, which for the largest floats is subnormal and may be flushed to 0.
+    shrink = jnp.where(largest > 1, 1 / 16, 1)
+    return jnp.where(largest == 0, otherwise, (x * shrink) / jnp.where(largest == 0, 1, largest * shrink)), largest
 
 
 def closed_form(problem: Problem) -> jax.Array:
     """Binary grid: every level is 1, so α = Σ C r / Σ C, and 0 for a group of zeros."""
-    r, c = problem.normalised()
-    return _ratio(*_sums(c * r, c, problem.axes))
+    return _ratio(*_sums(problem.curvature * problem.r, problem.curvature, problem.axes))
 
 
 def alternating(problem: Problem, grid: Grid, codes: jax.Array | None) -> _Scales:
@@ -93,10 +78,9 @@ def alternating(problem: Problem, grid: Grid, codes: jax.Array | None) -> _Scale
     `codes`, the magnitudes of previous codes, are the start; without them, and in a group where they are of no use
     since all that have a weight are zero, it is the pattern r > 0.7 mean(r).
     """
-    axes = problem.axes
-    r, c = problem.normalised()
-    counted = jnp.broadcast_to(problem.members, r.shape) if problem.side == "both" else (r > 0).astype(r.dtype)
-    start = (r > 0.7 * _ratio(*_sums(r, counted, axes))).astype(r.dtype)
+    r, c, axes = problem.r, problem.curvature, problem.axes
+    mean = _ratio(_sum(r, axes), _sum(jnp.broadcast_to(problem.members, r.shape), axes))
+    start = (r > 0.7 * mean).astype(r.dtype)
     if codes is not None:
         useful = jnp.max(jnp.where(r > 0, codes, 0), axes, keepdims=True, initial=0) > 0
         start = jnp.where(useful, grid.levels(codes), start)
@@ -125,12 +109,15 @@ def exact(problem: Problem, grid: Grid) -> _Scales:
     As α falls from infinity, weight i takes level j where α passes rᵢ / midpointⱼ; the running sums of the changes give
     the objective of every assignment on the way, and the optimum is one of them.
     """
-    kept = tuple(axis for axis in range(problem.weights.ndim) if axis not in problem.axes)
-    flat = (*(problem.weights.shape[axis] for axis in kept), -1)
-    r, c = (x.transpose(*kept, *problem.axes).reshape(flat)[..., None] for x in problem.normalised())
-    change, squared_change = _level_changes(grid, r.dtype)
+    kept = tuple(axis for axis in range(problem.r.ndim) if axis not in problem.axes)
+    flat = (*(problem.r.shape[axis] for axis in kept), -1)
+    r, c = (x.transpose(*kept, *problem.axes).reshape(flat)[..., None] for x in (problem.r, problem.curvature))
+    midpoints = jnp.asarray(grid.midpoints, r.dtype)
+    midpoints, change, squared_change = (
+        jnp.expand_dims(x, range(r.ndim - 1)) for x in (midpoints, *_level_changes(grid, r.dtype))
+    )
     _, change_1, change_2 = jax.lax.sort(
-        tuple(x.reshape(flat) for x in (-r / jnp.asarray(grid.midpoints, r.dtype), c * r * change, c * squared_change)),
+        tuple(x.reshape(flat) for x in (-r / midpoints, c * r * change, c * squared_change)),
         num_keys=1,
     )
     best = _best(jnp.cumsum(change_1, -1), jnp.cumsum(change_2, -1), problem.axes)
@@ -143,7 +130,7 @@ def histogram(problem: Problem, grid: Grid) -> _Scales:
     The bins hold exact sums of C and C r, so a candidate's objective is that of an assignment whose thresholds are bin
     edges. With bins that are equal in log r, a threshold α · midpoint is the same number of bins away from α for all α.
     """
-    size = math.prod(problem.weights.shape[axis] for axis in problem.axes)
+    size = math.prod(problem.r.shape[axis] for axis in problem.axes)
     octaves = _OCTAVES if size >= _SMALL_GROUP else _OCTAVES_OF_SMALL_GROUPS
     enough = max(_BINS_PER_OCTAVE, _BINS_PER_OCTAVE_AND_LEVEL * grid.max_code)
     per_octave = min(enough, max(size // octaves, _LEAST_BINS_PER_OCTAVE))
@@ -167,7 +154,7 @@ def histogram(problem: Problem, grid: Grid) -> _Scales:
 
 def _sums_above_edges(problem: Problem, per_octave: int, bins: int) -> tuple[jax.Array, jax.Array]:
     """Sums of C r and of C over r above 2^(-k / per_octave), k = 0 ... bins, each of shape (*kept, bins + 1)."""
-    r, c = problem.normalised()
+    r, c = problem.r, problem.curvature
     # Zeros have log2 = -inf and fall, with everything tiny, into the last bin.
     index = jnp.minimum(jnp.floor(-per_octave * jnp.log2(r)), bins - 1).astype(jnp.int32)
     kept = [axis for axis in range(r.ndim) if axis not in problem.axes]
@@ -205,24 +192,28 @@ def _refine(problem: Problem, grid: Grid, scale: jax.Array, rounds: int) -> _Sca
 
 def _fit(problem: Problem, grid: Grid, assigning: jax.Array) -> jax.Array:
     """The α that fits the levels nearest to r / assigning."""
-    r, c = problem.normalised()
-    levels = grid.levels(grid.nearest(r / assigning))
-    return _ratio(*_sums(c * levels * r, c * levels * levels, problem.axes))
+    levels = grid.levels(grid.nearest(problem.r / assigning))
+    weighted = problem.curvature * levels
+    return _ratio(*_sums(weighted * problem.r, weighted * levels, problem.axes))
 
 
 def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """The quotient, and 1 where the denominator is 0: a group without weights, or of which no weight has a level."""
-    positive = denominator > 0
-    return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), 1)
+    """The quotient, and 1 where that is not positive: a group without weights, or of which no weight has a level."""
+    undefined = (numerator <= 0) | (denominator <= 0)
+    return jnp.where(undefined, 1, numerator / jnp.where(undefined, 1, denominator))
+
+
+def _sum(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    return jnp.sum(x, axes, keepdims=True)
 
 
 def _sums(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Σ x and Σ y over the axes, `keepdims`, in a single loop over both."""
+    """Σ x and Σ y over the axes, `keepdims`, in a single loop over both, which keeps what they share out of memory."""
     if not axes:
         return x, y
     zero = jnp.zeros((), x.dtype)
     *others, last = axes
     # One axis in a joint loop, which bounds its rounding errors, and the few partial sums as usual.
     rows = jax.lax.reduce((x, y), (zero, zero), lambda p, q: (p[0] + q[0], p[1] + q[1]), (last,))
-    sum_x, sum_y = (jnp.sum(jnp.expand_dims(row, last), others, keepdims=True) for row in rows)
+    sum_x, sum_y = (_sum(jnp.expand_dims(row, last), others) for row in rows)
     return sum_x, sum_y
