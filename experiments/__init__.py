@@ -1,0 +1,1 @@
+"""Experiments: networks, data sets and training runs that use fobt from outside, as any other project would."""

@@ -1,0 +1,176 @@
+"""What fobt costs, as ratios taken in one run: `python -m experiments.benchmark [--output FILE]`.
+
+Three tables: projections of one 2048×2048 tensor against one Adam update of it; training steps against a float32 Adam
+step; bytes of optimizer state per parameter. The output file holds the same as JSON.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+import fobt
+from experiments.losses import squared_hinge
+from experiments.models import NETWORKS
+from experiments.run_folder import environment
+from experiments.steps import split_model
+from experiments.timing import Program, median_seconds
+
+SIDE = 2048
+STEP_NETWORKS = {"mlp": 100, "lenet5": 128}
+QUANTIZERS = {"binary": fobt.binary(), "linear(2)": fobt.linear(2)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Measure the cost of projections and of training steps."""
+
+    rounds: int = 25
+    """How often each program runs; the ratios are of medians."""
+    output: Path | None = None
+    """File for the results as JSON."""
+
+
+def main(arguments: list[str]) -> None:
+    """Measures, prints, and writes."""
+    config = tyro.cli(BenchmarkConfig, args=arguments, prog="python -m experiments.benchmark")
+    if config.rounds < 1:
+        raise SystemExit(f"python -m experiments.benchmark: --rounds must be at least 1, got {config.rounds}")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    results: dict[str, Any] = {"environment": environment(), "rounds": config.rounds}
+    results["projection"] = projection_ratios(config.rounds)
+    show(console, f"Projection of a {SIDE}×{SIDE} float32 tensor", results["projection"])
+    results["step"] = {}
+    for network, batch_size in STEP_NETWORKS.items():
+        results["step"][network] = step_ratios(network, batch_size, config.rounds)
+        show(console, f"Training step of {network}, batch {batch_size}", results["step"][network])
+    results["state_bytes_per_parameter"] = state_bytes_per_parameter()
+    console.print(results["state_bytes_per_parameter"])
+    if config.output is not None:
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        config.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def projection_ratios(rounds: int) -> list[dict[str, Any]]:
+    """Times of quantizers, from weights and curvature to dequantized weights, in Adam updates of the same tensor."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    weights, grads, noise = (jax.random.normal(key, (SIDE, SIDE)) for key in keys[:3])
+    curvature = jnp.exp(2 * jax.random.normal(keys[3], (SIDE, SIDE)))
+    adam = optax.adam(1e-3)
+
+    def adam_update(params: jax.Array, state: Any, grads: jax.Array) -> tuple[jax.Array, Any]:
+        updates, state = adam.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    def projected(quantizer: fobt.Quantizer) -> Program:
+        return Program(lambda w, c: quantizer(w, c).dequantize(), weights, curvature)
+
+    def warm_started(quantizer: fobt.Quantizer) -> Program:
+        codes = quantizer(weights - 1e-3 * noise, curvature).codes
+        return Program(lambda w, c, codes: quantizer(w, c, codes=codes).dequantize(), weights, curvature, codes)
+
+    channel, block = fobt.per_channel(), fobt.per_block(128)
+    programs = {
+        "Adam update": Program(adam_update, weights, adam.init(weights), grads, carry=2),
+        "binary": projected(fobt.binary()),
+        "ternary, histogram": projected(fobt.ternary()),
+        **{f"linear({bits}), histogram": projected(fobt.linear(bits)) for bits in (2, 3, 4, 8)},
+        "logarithmic(3), histogram": projected(fobt.logarithmic(3)),
+        **{
+            f"linear({bits}), alternating, warm start": warm_started(fobt.linear(bits, solver="alternating"))
+            for bits in (2, 3, 4)
+        },
+        "binary, per channel": projected(fobt.binary(granularity=channel)),
+        "linear(4), histogram, per channel": projected(fobt.linear(4, granularity=channel)),
+        "linear(4), histogram, blocks of 128": projected(fobt.linear(4, granularity=block)),
+    }
+    targets = {"binary": 0.5} | {
+        name: 3.0 for name in programs if name.startswith(("ternary", "linear")) and "8" not in name
+    }
+    return ratios(median_seconds(programs, rounds), "Adam update", targets)
+
+
+def step_ratios(network: str, batch_size: int, rounds: int) -> list[dict[str, Any]]:
+    """Times of training steps in float32 Adam steps, and of two-stage steps in loss-aware ones."""
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(batch_size, 28, 28, 1)), jnp.float32)
+    labels = jnp.asarray(rng.integers(10, size=batch_size), jnp.int32)
+    graph, params, batch_stats = split_model(NETWORKS[network](nnx.Rngs(0)))
+
+    def loss_fn(weights: Any, batch_stats: Any) -> tuple[jax.Array, Any]:
+        model = nnx.merge(graph, weights, batch_stats)
+        return squared_hinge(model(images, training=True), labels), nnx.as_pure(nnx.state(model, nnx.BatchStat))
+
+    def program(optimizer: optax.GradientTransformation, quantizer: Any) -> Program:
+        optimizer = optax.with_extra_args_support(optimizer)
+
+        def step(params: Any, state: Any, batch_stats: Any) -> tuple[Any, Any, Any]:
+            evaluate: Callable[..., Any] = fobt.value_and_grad(loss_fn, quantizer, has_aux=True)
+            (_, batch_stats), grads, grad_fn = evaluate(params, state, batch_stats)
+            updates, state = optimizer.update(grads, state, params, grad_fn=grad_fn)
+            return optax.apply_updates(params, updates), state, batch_stats
+
+        return Program(step, params, optimizer.init(params), batch_stats, carry=3)
+
+    programs = {"float32 Adam": program(optax.adam(1e-3), fobt.identity())}
+    for name, quantizer in QUANTIZERS.items():
+        programs[f"loss-aware, {name}"] = program(optax.adam(1e-3), quantizer)
+        programs[f"two-stage, {name}"] = program(fobt.forward_backtrack(1e-3, quantizer), quantizer)
+    seconds = median_seconds(programs, rounds)
+    targets = {"loss-aware, binary": 1.15, "loss-aware, linear(2)": 2.6}
+    rows = ratios({k: v for k, v in seconds.items() if not k.startswith("two-stage")}, "float32 Adam", targets)
+    for name in QUANTIZERS:
+        pair = {key: seconds[key] for key in (f"loss-aware, {name}", f"two-stage, {name}")}
+        rows += ratios(pair, f"loss-aware, {name}", {f"two-stage, {name}": 2.15})[1:]
+    return rows
+
+
+def ratios(seconds: dict[str, float], unit: str, targets: dict[str, float]) -> list[dict[str, Any]]:
+    """Rows of a table: the time of every program, and in times of `unit`."""
+    return [
+        {"program": name, "ms": 1e3 * value, "unit": unit, "ratio": value / seconds[unit], "target": targets.get(name)}
+        for name, value in seconds.items()
+    ]
+
+
+def state_bytes_per_parameter() -> dict[str, float]:
+    """Bytes of optimizer state for each parameter of the MLP, the step count aside."""
+    _, params, _ = split_model(NETWORKS["mlp"](nnx.Rngs(0)))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+
+    def bytes_per_parameter(optimizer: optax.GradientTransformation) -> float:
+        state = jax.tree.leaves(jax.eval_shape(optimizer.init, params))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in state if leaf.ndim) / parameters
+
+    return {
+        "optax.adam": bytes_per_parameter(optax.adam(1e-3)),
+        "fobt.forward_backtrack": bytes_per_parameter(fobt.forward_backtrack(1e-3, fobt.binary())),
+    }
+
+
+def show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
+    """Prints the rows as a table."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("program")
+    for column in ("ms", "ratio", "target"):
+        table.add_column(column, justify="right")
+    table.add_column("in units of")
+    for row in rows:
+        target = "" if row["target"] is None else f"≤ {row['target']:g}"
+        table.add_row(row["program"], f"{row['ms']:.1f}", f"{row['ratio']:.2f}", target, row["unit"])
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

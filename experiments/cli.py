@@ -1,0 +1,63 @@
+"""The command line: a job name, then options. Mistakes give one line on stderr."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import tyro
+
+from experiments.config import TrainConfig
+from experiments.configs import JOBS
+
+PROGRAM = "python -m experiments.train"
+DESCRIPTION = "Train one network with several methods and seeds, and compare them."
+DEFAULT_JOB = "digits"
+
+
+def parse(arguments: Sequence[str]) -> TrainConfig:
+    """The configuration that the command line asks for.
+
+    Args:
+        arguments: What follows the program name: optionally a job, then options.
+
+    Returns:
+        The configuration of the job with the options applied.
+
+    Raises:
+        SystemExit: With code 2 after one line on stderr, where an argument is wrong; with code 0 after `--help`.
+    """
+    job, options = DEFAULT_JOB, list(arguments)
+    if options and not options[0].startswith("-"):
+        job = options.pop(0)
+    if job not in JOBS:
+        fail(f"unknown job {job!r}: choose one of {', '.join(JOBS)}", code=2)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                TrainConfig,
+                args=options,
+                default=JOBS[job],
+                prog=f"{PROGRAM} {job}",
+                description=f"{DESCRIPTION} Jobs: {', '.join(JOBS)}.",
+            )
+    except SystemExit as exit_:
+        if exit_.code:
+            fail(_first_sentence(errors.getvalue()), code=2)
+        raise
+
+
+def fail(message: str, *, code: int) -> NoReturn:
+    """Ends the program with one line on stderr."""
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _first_sentence(box: str) -> str:
+    """The message of the box that tyro prints for a bad option: its lines up to the first rule or empty line."""
+    lines = [re.sub("[│╭╮╰╯]", "", line).strip() for line in box.splitlines()[1:]]
+    end = next((i for i, line in enumerate(lines) if not line.strip("─")), len(lines))
+    return " ".join(lines[:end]).removeprefix("Error parsing TrainConfig: ")
