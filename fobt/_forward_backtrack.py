@@ -29,6 +29,7 @@ from fobt._bounds import check_bounds, clip_updates
 from fobt._checks import check_no_holes, check_same_leaves, is_number
 from fobt._leaves import TreeQuantizer, check_quantizer, leaf_quantizers
 from fobt._preconditioner import Preconditioner, adam_preconditioner
+from fobt._reductions import joint_max
 
 GradFn: TypeAlias = Callable[[optax.Params], optax.Updates]
 
@@ -177,15 +178,13 @@ def forward_backtrack(
             check_same_leaves("the gradients that grad_fn returns", returned, "params", params)
             trial_grads = transform(jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(returned)))
             _, trial_curvature, _ = preconditioner.update(trial_grads, plain_state)
-            blended_grads = _blend(a, grads, trial_grads)  # (8)
-            blended_curvature = _blend(a, curvature, trial_curvature)  # (9)
+            finite = _all_finite(trial_grads, trial_curvature)
+            blended_grads = _blend(a, grads, trial_grads, finite)  # (8)
+            blended_curvature = _blend(a, curvature, trial_curvature, finite)  # (9)
             blended_direction, _, blended_state = preconditioner.update(blended_grads, state)
-            blended = (
-                step(blended_direction, blended_curvature),  # (7)
-                preconditioner.with_curvature(blended_state, blended_curvature),  # (6)
-            )
-            finite = _all_finite((trial_grads, trial_curvature))
-            return jax.tree.map(lambda x, y: jnp.where(finite, x, y), blended, plain)
+            blended_state = preconditioner.with_curvature(blended_state, blended_curvature)  # (6)
+            next_state = jax.tree.map(lambda x, y: jnp.where(finite, x, y), blended_state, plain_state)
+            return step(blended_direction, blended_curvature), next_state  # (7)
 
         now = _is_two_stage(every, two_stage, state.count)
         if never or now is False:
@@ -210,16 +209,22 @@ def _is_two_stage(every: Any, two_stage: Any, count: jax.Array) -> Any:
     return now if isinstance(now, jax.core.Tracer) else bool(now)
 
 
-def _blend(a: Any, x: optax.Updates, y: optax.Updates) -> optax.Updates:
-    def blend(current: jax.Array, trial: jax.Array) -> jax.Array:
-        weight = jnp.asarray(a, current.dtype)
-        return weight * current + (1 - weight) * trial
+def _blend(a: Any, current: optax.Updates, trial: optax.Updates, finite: jax.Array) -> optax.Updates:
+    """The blend a x + (1 - a) y of current x and trial y, or x where not all of the trial is finite."""
 
-    return jax.tree.map(blend, x, y)
+    def blend(x: jax.Array, y: jax.Array) -> jax.Array:
+        weight = jnp.asarray(a, x.dtype)
+        return jnp.where(finite, weight * x + (1 - weight) * y, x)
+
+    return jax.tree.map(blend, current, trial)
 
 
-def _all_finite(tree: Any) -> jax.Array:
-    return jnp.all(jnp.asarray([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+def _all_finite(grads: optax.Updates, curvature: optax.Updates) -> jax.Array:
+    largest = [
+        joint_max(jnp.abs(g), c, range(g.ndim))
+        for g, c in zip(jax.tree.leaves(grads), jax.tree.leaves(curvature), strict=True)
+    ]
+    return jnp.all(jnp.asarray([jnp.isfinite(x).all() for pair in largest for x in pair]))
 
 
 def _check_learning_rate(learning_rate: optax.ScalarOrSchedule) -> None:

@@ -99,7 +99,6 @@ class Quantizer:
         w = split.group(weights.astype(dtype))
         members = jnp.asarray(split.members(weights.shape), dtype)
         c = members if curvature is None else grouped("curvature", curvature)
-        c = jnp.broadcast_to(_solvers.normalise(c, axes, otherwise=members)[0], w.shape)
         previous = None if codes is None else jnp.abs(grouped("codes", codes))
 
         if self.scales == 1:
@@ -125,17 +124,16 @@ class Quantizer:
         self, w: jax.Array, c: jax.Array, members: jax.Array, axes: tuple[int, ...], codes: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         """Codes and scales of weights w ≥ 0, in grouped form."""
-        r, largest = _solvers.normalise(w, axes, otherwise=0)
-        problem = _solvers.Problem(r, c, members, axes)
+        problem, largest = _solvers.normalise(w, c, members, axes)
         if self.grid.spacing == "binary":
-            return self.grid.nearest(r), _solvers.closed_form(problem) * largest
+            return self.grid.nearest(problem.r), _solvers.closed_form(problem) * largest
         if self.solver == "exact":
             assigning, fitted = _solvers.exact(problem, self.grid)
         elif self.solver == "histogram":
             assigning, fitted = _solvers.histogram(problem, self.grid)
         else:
             assigning, fitted = _solvers.alternating(problem, self.grid, codes)
-        return self.grid.nearest(r / assigning), jnp.where(largest == 0, 1, fitted * largest)
+        return self.grid.nearest(problem.r / assigning), jnp.where(largest == 0, 1, fitted * largest)
 
 
 def binary(*, granularity: Granularity = PerTensor()) -> Quantizer:  # noqa: B008 - immutable

@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from fobt._grid import Grid
+from fobt._reductions import joint_max, joint_sum
 
 _Scales: TypeAlias = tuple[jax.Array, jax.Array]
 
@@ -59,17 +58,29 @@ class Problem:
     axes: tuple[int, ...]
 
 
-def normalise(x: jax.Array, axes: tuple[int, ...], otherwise: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """The array x ≥ 0 over its largest value in every group, or `otherwise` where that is 0, and these values."""
-    largest = jnp.max(x, axes, keepdims=True, initial=0)
+def normalise(
+    weights: jax.Array, curvature: jax.Array, members: jax.Array, axes: tuple[int, ...]
+) -> tuple[Problem, jax.Array]:
+    """The problem of weights ≥ 0, and the largest weight of every group, `keepdims`.
+
+    A group whose weights are all zero keeps them, and one whose curvature is all zero has C = 1.
+    """
+    curvature = jnp.broadcast_to(curvature, weights.shape)
+    largest, stiffest = joint_max(weights, curvature, axes)
+    r = jnp.where(largest == 0, 0, _over(weights, largest))
+    c = jnp.where(stiffest == 0, members, _over(curvature, stiffest))
+    return Problem(r, c, members, axes), largest
+
+
+def _over(x: jax.Array, largest: jax.Array) -> jax.Array:
     # XLA divides by multiplying with the reciprocal, which for the largest floats is subnormal and may be flushed to 0.
     shrink = jnp.where(largest > 1, 1 / 16, 1)
-    return jnp.where(largest == 0, otherwise, (x * shrink) / jnp.where(largest == 0, 1, largest * shrink)), largest
+    return (x * shrink) / jnp.where(largest == 0, 1, largest * shrink)
 
 
 def closed_form(problem: Problem) -> jax.Array:
     """Binary grid: every level is 1, so α = Σ C r / Σ C, and 0 for a group of zeros."""
-    return _ratio(*_sums(problem.curvature * problem.r, problem.curvature, problem.axes))
+    return _ratio(*joint_sum(problem.curvature * problem.r, problem.curvature, problem.axes))
 
 
 def alternating(problem: Problem, grid: Grid, codes: jax.Array | None) -> _Scales:
@@ -79,7 +90,7 @@ def alternating(problem: Problem, grid: Grid, codes: jax.Array | None) -> _Scale
     since all that have a weight are zero, it is the pattern r > 0.7 mean(r).
     """
     r, c, axes = problem.r, problem.curvature, problem.axes
-    mean = _ratio(_sum(r, axes), _sum(jnp.broadcast_to(problem.members, r.shape), axes))
+    mean = _ratio(*joint_sum(r, jnp.broadcast_to(problem.members, r.shape), axes))
     start = (r > 0.7 * mean).astype(r.dtype)
     if codes is not None:
         useful = jnp.max(jnp.where(r > 0, codes, 0), axes, keepdims=True, initial=0) > 0
@@ -95,7 +106,7 @@ def alternating(problem: Problem, grid: Grid, codes: jax.Array | None) -> _Scale
         assigning = jnp.where(active, fitted, assigning)
         return assigning, jnp.where(active, _fit(problem, grid, assigning), fitted), rounds + 1
 
-    first = _ratio(*_sums(c * start * r, c * start * start, axes))
+    first = _ratio(*joint_sum(c * start * r, c * start * start, axes))
     carry = (first, _fit(problem, grid, first), jnp.asarray(1))
     assigning, fitted, _ = jax.lax.while_loop(
         lambda carry: jnp.any(unsettled(carry)) & (carry[2] < _MAX_ROUNDS), step, carry
@@ -194,26 +205,10 @@ def _fit(problem: Problem, grid: Grid, assigning: jax.Array) -> jax.Array:
     """The α that fits the levels nearest to r / assigning."""
     levels = grid.levels(grid.nearest(problem.r / assigning))
     weighted = problem.curvature * levels
-    return _ratio(*_sums(weighted * problem.r, weighted * levels, problem.axes))
+    return _ratio(*joint_sum(weighted * problem.r, weighted * levels, problem.axes))
 
 
 def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """The quotient, and 1 where that is not positive: a group without weights, or of which no weight has a level."""
     undefined = (numerator <= 0) | (denominator <= 0)
     return jnp.where(undefined, 1, numerator / jnp.where(undefined, 1, denominator))
-
-
-def _sum(x: jax.Array, axes: Sequence[int]) -> jax.Array:
-    return jnp.sum(x, axes, keepdims=True)
-
-
-def _sums(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Σ x and Σ y over the axes, `keepdims`, in a single loop over both, which keeps what they share out of memory."""
-    if not axes:
-        return x, y
-    zero = jnp.zeros((), x.dtype)
-    *others, last = axes
-    # One axis in a joint loop, which bounds its rounding errors, and the few partial sums as usual.
-    rows = jax.lax.reduce((x, y), (zero, zero), lambda p, q: (p[0] + q[0], p[1] + q[1]), (last,))
-    sum_x, sum_y = (_sum(jnp.expand_dims(row, last), others) for row in rows)
-    return sum_x, sum_y
