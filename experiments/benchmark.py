@@ -1,7 +1,7 @@
-"""What fobt costs, as ratios taken in one run: `python -m experiments.benchmark [--output FILE]`.
+"""What fobt costs, as ratios taken in one run: `python -m experiments.benchmark [--output FOLDER]`.
 
-Three tables: projections of one 2048×2048 tensor against one Adam update of it; training steps against a float32 Adam
-step; bytes of optimizer state per parameter. The output file holds the same as JSON.
+Projections of one 2048×2048 tensor against one Adam update of it, training steps against a float32 Adam step and
+two-stage steps against loss-aware ones, and the optimizer state against Adam's.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import tyro
 from flax import nnx
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -25,10 +26,12 @@ from experiments.losses import squared_hinge
 from experiments.models import NETWORKS
 from experiments.run_folder import environment
 from experiments.steps import split_model
+from experiments.summary import markdown
 from experiments.timing import Program, median_seconds
 
 SIDE = 2048
 STEP_NETWORKS = {"mlp": 100, "lenet5": 128}
+ADAM_UPDATE, ADAM_STEP = "Adam update of the tensor", "float32 Adam step"
 QUANTIZERS = {"binary": fobt.binary(), "linear(2)": fobt.linear(2)}
 
 
@@ -39,7 +42,7 @@ class BenchmarkConfig:
     rounds: int = 25
     """How often each program runs; the ratios are of medians."""
     output: Path | None = None
-    """File for the results as JSON."""
+    """Folder for the results: results.json, and the tables as summary.md."""
 
 
 def main(arguments: list[str]) -> None:
@@ -47,19 +50,18 @@ def main(arguments: list[str]) -> None:
     config = tyro.cli(BenchmarkConfig, args=arguments, prog="python -m experiments.benchmark")
     if config.rounds < 1:
         raise SystemExit(f"python -m experiments.benchmark: --rounds must be at least 1, got {config.rounds}")
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    results: dict[str, Any] = {"environment": environment(), "rounds": config.rounds}
-    results["projection"] = projection_ratios(config.rounds)
-    show(console, f"Projection of a {SIDE}×{SIDE} float32 tensor", results["projection"])
-    results["step"] = {}
-    for network, batch_size in STEP_NETWORKS.items():
-        results["step"][network] = step_ratios(network, batch_size, config.rounds)
-        show(console, f"Training step of {network}, batch {batch_size}", results["step"][network])
-    results["state_bytes_per_parameter"] = state_bytes_per_parameter()
-    console.print(results["state_bytes_per_parameter"])
     if config.output is not None:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        config.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        config.output.mkdir(parents=True, exist_ok=True)
+    rows = projection_ratios(config.rounds)
+    for network, batch_size in STEP_NETWORKS.items():
+        rows += step_ratios(network, batch_size, config.rounds)
+    rows.append(state_ratio())
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(make_table(rows))
+    if config.output is not None:
+        results = {"environment": environment(), "rounds": config.rounds, "rows": rows}
+        (config.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        (config.output / "summary.md").write_text(markdown(make_table(rows)) + "\n", encoding="utf-8")
 
 
 def projection_ratios(rounds: int) -> list[dict[str, Any]]:
@@ -82,7 +84,7 @@ def projection_ratios(rounds: int) -> list[dict[str, Any]]:
 
     channel, block = fobt.per_channel(), fobt.per_block(128)
     programs = {
-        "Adam update": Program(adam_update, weights, adam.init(weights), grads, carry=2),
+        ADAM_UPDATE: Program(adam_update, weights, adam.init(weights), grads, carry=2),
         "binary": projected(fobt.binary()),
         "ternary, histogram": projected(fobt.ternary()),
         **{f"linear({bits}), histogram": projected(fobt.linear(bits)) for bits in (2, 3, 4, 8)},
@@ -98,7 +100,7 @@ def projection_ratios(rounds: int) -> list[dict[str, Any]]:
     targets = {"binary": 0.5} | {
         name: 3.0 for name in programs if name.startswith(("ternary", "linear")) and "8" not in name
     }
-    return ratios(median_seconds(programs, rounds), "Adam update", targets)
+    return ratios(f"{SIDE}×{SIDE} projection: ", median_seconds(programs, rounds), ADAM_UPDATE, targets)
 
 
 def step_ratios(network: str, batch_size: int, rounds: int) -> list[dict[str, Any]]:
@@ -123,29 +125,38 @@ def step_ratios(network: str, batch_size: int, rounds: int) -> list[dict[str, An
 
         return Program(step, params, optimizer.init(params), batch_stats, carry=3)
 
-    programs = {"float32 Adam": program(optax.adam(1e-3), fobt.identity())}
+    programs = {ADAM_STEP: program(optax.adam(1e-3), fobt.identity())}
     for name, quantizer in QUANTIZERS.items():
         programs[f"loss-aware, {name}"] = program(optax.adam(1e-3), quantizer)
         programs[f"two-stage, {name}"] = program(fobt.forward_backtrack(1e-3, quantizer), quantizer)
     seconds = median_seconds(programs, rounds)
     targets = {"loss-aware, binary": 1.15, "loss-aware, linear(2)": 2.6}
-    rows = ratios({k: v for k, v in seconds.items() if not k.startswith("two-stage")}, "float32 Adam", targets)
+    title = f"{network} step, batch {batch_size}: "
+    rows = ratios(title, {k: v for k, v in seconds.items() if not k.startswith("two-stage")}, ADAM_STEP, targets)
     for name in QUANTIZERS:
         pair = {key: seconds[key] for key in (f"loss-aware, {name}", f"two-stage, {name}")}
-        rows += ratios(pair, f"loss-aware, {name}", {f"two-stage, {name}": 2.15})[1:]
+        rows += ratios(title, pair, f"loss-aware, {name}", {f"two-stage, {name}": 2.15})
     return rows
 
 
-def ratios(seconds: dict[str, float], unit: str, targets: dict[str, float]) -> list[dict[str, Any]]:
-    """Rows of a table: the time of every program, and in times of `unit`."""
+def ratios(title: str, seconds: dict[str, float], unit: str, targets: dict[str, float]) -> list[dict[str, Any]]:
+    """Rows of the table: the time of every program but the unit, in times of `unit`."""
     return [
-        {"program": name, "ms": 1e3 * value, "unit": unit, "ratio": value / seconds[unit], "target": targets.get(name)}
+        {
+            "what": title + name,
+            "milliseconds": 1e3 * value,
+            "ratio": value / seconds[unit],
+            "unit": unit,
+            "unit_milliseconds": 1e3 * seconds[unit],
+            "target": targets.get(name),
+        }
         for name, value in seconds.items()
+        if name != unit
     ]
 
 
-def state_bytes_per_parameter() -> dict[str, float]:
-    """Bytes of optimizer state for each parameter of the MLP, the step count aside."""
+def state_ratio() -> dict[str, Any]:
+    """Bytes of optimizer state, the step count aside, against those of Adam."""
     _, params, _ = split_model(NETWORKS["mlp"](nnx.Rngs(0)))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
 
@@ -153,23 +164,28 @@ def state_bytes_per_parameter() -> dict[str, float]:
         state = jax.tree.leaves(jax.eval_shape(optimizer.init, params))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in state if leaf.ndim) / parameters
 
+    adam = bytes_per_parameter(optax.adam(1e-3))
+    ours = bytes_per_parameter(fobt.forward_backtrack(1e-3, fobt.binary()))
     return {
-        "optax.adam": bytes_per_parameter(optax.adam(1e-3)),
-        "fobt.forward_backtrack": bytes_per_parameter(fobt.forward_backtrack(1e-3, fobt.binary())),
+        "what": f"state of forward_backtrack, {ours:g} bytes per parameter",
+        "bytes_per_parameter": ours,
+        "ratio": ours / adam,
+        "unit": "state of optax.adam",
+        "target": 1.0,
     }
 
 
-def show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
-    """Prints the rows as a table."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("program")
-    for column in ("ms", "ratio", "target"):
+def make_table(rows: list[dict[str, Any]]) -> Table:
+    """The rows as a table that prints as Markdown."""
+    table = Table(box=box.MARKDOWN)
+    table.add_column("what")
+    for column in ("ratio", "target"):
         table.add_column(column, justify="right")
     table.add_column("in units of")
     for row in rows:
         target = "" if row["target"] is None else f"≤ {row['target']:g}"
-        table.add_row(row["program"], f"{row['ms']:.1f}", f"{row['ratio']:.2f}", target, row["unit"])
-    console.print(table)
+        table.add_row(row["what"], f"{row['ratio']:.2f}", target, row["unit"])
+    return table
 
 
 if __name__ == "__main__":

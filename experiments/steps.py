@@ -182,14 +182,14 @@ def bits_per_weight(quantized: Any) -> float:
     """Bits that a weight takes on average, scales included; parameters with less than two dimensions are not weights.
 
     Args:
-        quantized: A tree that `fobt.quantize` made.
+        quantized: A tree that `fobt.quantize` made, or its shapes from `jax.eval_shape`.
     """
     bits = weights = 0
     for leaf in jax.tree.leaves(quantized, is_leaf=lambda leaf: isinstance(leaf, fobt.Quantized)):
         if isinstance(leaf, fobt.Quantized):
-            bits += leaf.codes.size * leaf.grid.bits + 8 * leaf.scale.nbytes
+            bits += leaf.codes.size * leaf.grid.bits + 8 * leaf.scale.size * leaf.scale.dtype.itemsize
             weights += leaf.codes.size
         elif leaf.ndim >= 2:
-            bits += 8 * leaf.nbytes
+            bits += 8 * leaf.size * leaf.dtype.itemsize
             weights += leaf.size
     return bits / weights

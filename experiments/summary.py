@@ -65,17 +65,21 @@ def describe(config: TrainConfig) -> str:
     return (
         f"Job {config.job}: {config.epochs} epochs, batch size {config.batch_size}, {config.schedule} schedule from "
         f"learning rate {config.initial_learning_rate():g}, a = {config.a:g}, seeds {seeds}. Test accuracy: at the "
-        "epoch with the best validation accuracy, mean ± standard deviation over seeds. Train loss: squared hinge loss over "
-        "the training images after the last epoch. Both are at the quantized weights, with running batch statistics. "
-        "Gradients: gradient evaluations of one run; a two-stage step takes two. Seconds: of training steps, without "
-        "compilation and evaluation. Bits/weight: scales included."
+        "epoch with the best validation accuracy, mean ± standard deviation over seeds. Train loss: squared hinge loss "
+        "over the training images after the last epoch. Both are at the quantized weights, with running batch "
+        "statistics. Gradients: gradient evaluations of one run; a two-stage step takes two. Seconds: of training "
+        "steps, without compilation and evaluation. Bits/weight: scales included."
     )
 
 
 def to_markdown(config: TrainConfig, rows: list[dict[str, Any]]) -> str:
     """The table with its description, as a Markdown document."""
+    return f"{markdown(make_table(rows))}\n\n{describe(config)}\n"
+
+
+def markdown(table: Table) -> str:
+    """A table that prints as Markdown, without the space that a console fills up."""
     console = Console(file=io.StringIO(), width=200)
     with console.capture() as capture:
-        console.print(make_table(rows))
-    lines = [line.rstrip() for line in capture.get().strip().splitlines()]
-    return "\n".join([*lines, "", describe(config), ""])
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().strip().splitlines())

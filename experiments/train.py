@@ -4,6 +4,7 @@ Without arguments it trains 1-bit weights on handwritten digits and compares ful
 (LAQ) and one step forward and backtrack. See experiments/README.md, or `--help` for the options.
 """
 
+import functools
 import sys
 import time
 from collections.abc import Sequence
@@ -159,7 +160,7 @@ def train_run(
         progress.finish_epoch(epoch, train.loss, validation.accuracy)
     test = evaluator(best_weights, best_batch_stats, data.test)
     progress.finish_run(f"test accuracy {100 * test.accuracy:.2f} %, loss {train.loss:.4f}, {seconds:.1f} s")
-    quantized = fobt.quantize(state.params, state.optimizer, method.quantizer)
+    quantize = functools.partial(fobt.quantize, quantizer=method.quantizer)
     return identity | {
         "best_epoch": best_epoch,
         "validation_accuracy": best.accuracy,
@@ -167,7 +168,7 @@ def train_run(
         "train_loss": train.loss,
         "gradient_evaluations": gradient_evaluations,
         "seconds": seconds,
-        "bits_per_weight": bits_per_weight(quantized),
+        "bits_per_weight": bits_per_weight(jax.eval_shape(quantize, state.params, state.optimizer)),
     }
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from fobt._leaves import leaf_paths
 
 
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether `value` is a number whose range can be checked now, rather than a traced array or a schedule."""
-    return isinstance(value, int | float | np.number)
+def check_number(name: str, value: Any, allowed: str, is_allowed: Callable[[float], bool]) -> None:
+    """Raises a ValueError unless `value` is a number that is allowed, or a traced one, which cannot be known."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    try:
+        if isinstance(value, str) or not is_allowed(float(value)):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be {allowed}, got {value!r}.") from None
 
 
 def check_no_holes(params: optax.Params) -> None:
@@ -23,6 +29,20 @@ def check_no_holes(params: optax.Params) -> None:
         raise ValueError(
             "params must be the whole tree, got one with optax.MaskedNode holes: grad_fn is evaluated on all weights. "
             "Put fobt outside of optax.masked and optax.partition, and choose the quantized leaves with fobt.per_leaf."
+        )
+
+
+def check_state(state: Any, init: Callable[[optax.Params], Any], params: optax.Params) -> None:
+    """Raises a ValueError unless `state` has the structure and the shapes of `init(params)`."""
+
+    def form(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
+        return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+
+    expected = jax.eval_shape(init, params)
+    if form(state) != form(expected):
+        raise ValueError(
+            "state must be what init(params) of this transformation makes for the same params: structure and shapes "
+            f"{form(expected)}, got {form(state)}."
         )
 
 

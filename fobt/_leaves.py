@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -145,13 +146,16 @@ def _select(selector: Selector, params: optax.Params, paths: list[str], leaves: 
         return [re.fullmatch(selector, path) is not None for path in paths]
     if callable(selector):
         return [bool(selector(path, leaf)) for path, leaf in zip(paths, leaves, strict=True)]
-    mask = jax.tree.leaves(selector)
-    if len(mask) != len(leaves):
+    mask = selector
+    if leaf_paths(mask) != paths:  # wrappers around arrays do not matter
         try:
-            mask = jax.tree.leaves(jax.tree.broadcast(selector, params))
+            mask = jax.tree.broadcast(selector, params)
         except ValueError as error:
             raise ValueError(f"per_leaf: the mask {selector!r} does not match the params: {error}") from error
-    return [bool(selected) for selected in mask]
+    selected = jax.tree.leaves(mask)
+    if not all(isinstance(chosen, bool | np.bool_) for chosen in selected):
+        raise ValueError(f"per_leaf: a mask must be a tree of bools, got {selector!r}.")
+    return selected
 
 
 def _path(path: tuple[Any, ...]) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from fobt._checks import check_number
 
 
 class PreconditionerInit(Protocol):
@@ -77,11 +80,9 @@ def adam_preconditioner(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -
       >>> (state.nu / (1 - 0.999**1)).round(2)  # the bias-corrected second moment is now 4²
       Array([16.], dtype=float32)
     """
-    for name, value in (("b1", b1), ("b2", b2)):
-        if isinstance(value, int | float) and not 0 <= value < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {value!r}.")
-    if isinstance(eps, int | float) and not 0 <= eps < float("inf"):
-        raise ValueError(f"eps must be at least 0 and finite, got {eps!r}.")
+    check_number("b1", b1, "in [0, 1)", lambda value: 0 <= value < 1)
+    check_number("b2", b2, "in [0, 1)", lambda value: 0 <= value < 1)
+    check_number("eps", eps, "at least 0 and finite", lambda value: 0 <= value < math.inf)
 
     adam = optax.scale_by_adam(b1, b2, eps)
 

@@ -68,8 +68,9 @@ class Quantizer:
 
         Args:
           weights: w, floating, of any shape, also empty.
-          curvature: C ≥ 0, broadcast to the shape of `weights`; a positive factor, also one per group, does not matter.
-            None and a group of zeros count as all ones.
+          curvature: C, broadcast to the shape of `weights`, 0 or between 1e-30 and 1e30; a positive factor, also one
+            per group, does not matter. None means 1. Where it is 0 for all of a group, so that every α is optimal, the
+            scale is of the size of the largest magnitude.
           codes: previous codes, in the shape of `weights`, from which the alternating solver starts; only their
             magnitudes are used. The other solvers do not need them.
 
@@ -98,17 +99,23 @@ class Quantizer:
         axes = split.axes(weights.ndim)
         w = split.group(weights.astype(dtype))
         members = jnp.asarray(split.members(weights.shape), dtype)
-        c = members if curvature is None else grouped("curvature", curvature)
+        c = jnp.broadcast_to(members, w.shape) if curvature is None else grouped("curvature", curvature)
         previous = None if codes is None else jnp.abs(grouped("codes", codes))
+        # Maxima of the weights as they are, not of expressions of them, are the ones that XLA takes fastest on CPU.
+        highest = jnp.max(w, axes, keepdims=True, initial=0)
+        lowest = jnp.min(w, axes, keepdims=True, initial=0)
+
+        def project(side: jax.Array, largest: jax.Array, members: jax.Array) -> tuple[jax.Array, jax.Array]:
+            problem = _solvers.Problem(_solvers.normalise(side, largest), c, members, axes)
+            return self._project(problem, largest, previous)
 
         if self.scales == 1:
-            magnitude_codes, scale = self._project(jnp.abs(w), c, members, axes, previous)
+            magnitude_codes, scale = project(jnp.abs(w), jnp.maximum(highest, -lowest), members)
             signed_codes = jnp.where(w < 0, -magnitude_codes, magnitude_codes)
             scale = split.squeeze(scale)
         else:
-            (positive, positive_scale), (negative, negative_scale) = (
-                self._project(jnp.maximum(side, 0), c, (side > 0).astype(dtype), axes, previous) for side in (w, -w)
-            )
+            positive, positive_scale = project(jnp.maximum(w, 0), highest, (w > 0).astype(dtype))
+            negative, negative_scale = project(jnp.maximum(-w, 0), -lowest, (w < 0).astype(dtype))
             signed_codes = positive - negative
             scale = jnp.stack([split.squeeze(positive_scale), split.squeeze(negative_scale)])
         return Quantized(
@@ -121,10 +128,9 @@ class Quantizer:
         )
 
     def _project(
-        self, w: jax.Array, c: jax.Array, members: jax.Array, axes: tuple[int, ...], codes: jax.Array | None
+        self, problem: _solvers.Problem, largest: jax.Array, codes: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """Codes and scales of weights w ≥ 0, in grouped form."""
-        problem, largest = _solvers.normalise(w, c, members, axes)
+        """Codes and scales of weights ≥ 0 whose largest is given for every group, in grouped form."""
         if self.grid.spacing == "binary":
             return self.grid.nearest(problem.r), _solvers.closed_form(problem) * largest
         if self.solver == "exact":

@@ -22,9 +22,9 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from fobt._grid import Grid
-from fobt._reductions import joint_max, joint_sum
 
 _Scales: TypeAlias = tuple[jax.Array, jax.Array]
 
@@ -32,8 +32,9 @@ _Scales: TypeAlias = tuple[jax.Array, jax.Array]
 # a group that is smaller than its histogram would be gets a coarser one over fewer octaves.
 _OCTAVES, _OCTAVES_OF_SMALL_GROUPS, _SMALL_GROUP = 32, 8, 2048
 _BINS_PER_OCTAVE, _BINS_PER_OCTAVE_AND_LEVEL, _LEAST_BINS_PER_OCTAVE = 64, 8, 16
-# Candidate α reach one octave above the largest magnitude: with a larger α the codes could all be doubled.
+# Candidate α reach one octave above the largest magnitude, 1: with a larger α all codes could be doubled.
 _OCTAVES_ABOVE = 1
+_TIE = 4
 _REFINEMENTS = 2
 
 _MAX_ROUNDS = 10
@@ -47,7 +48,7 @@ class Problem:
     Attributes:
       r: magnitudes, the largest of every group 1, so that sums neither overflow nor vanish; 0 for places that only fill
         up the grouped form.
-      curvature: C ≥ 0 in the shape of `r`, the largest of every group 1.
+      curvature: C ≥ 0 in the shape of `r`.
       members: 1 for weights, 0 for places that only fill up the grouped form; broadcastable to `r`.
       axes: the axes over which a group extends.
     """
@@ -58,29 +59,17 @@ class Problem:
     axes: tuple[int, ...]
 
 
-def normalise(
-    weights: jax.Array, curvature: jax.Array, members: jax.Array, axes: tuple[int, ...]
-) -> tuple[Problem, jax.Array]:
-    """The problem of weights ≥ 0, and the largest weight of every group, `keepdims`.
-
-    A group whose weights are all zero keeps them, and one whose curvature is all zero has C = 1.
-    """
-    curvature = jnp.broadcast_to(curvature, weights.shape)
-    largest, stiffest = joint_max(weights, curvature, axes)
-    r = jnp.where(largest == 0, 0, _over(weights, largest))
-    c = jnp.where(stiffest == 0, members, _over(curvature, stiffest))
-    return Problem(r, c, members, axes), largest
-
-
-def _over(x: jax.Array, largest: jax.Array) -> jax.Array:
+def normalise(weights: jax.Array, largest: jax.Array) -> jax.Array:
+    """Weights ≥ 0 over the largest of their group, which is 0 in a group of zeros."""
     # XLA divides by multiplying with the reciprocal, which for the largest floats is subnormal and may be flushed to 0.
     shrink = jnp.where(largest > 1, 1 / 16, 1)
-    return (x * shrink) / jnp.where(largest == 0, 1, largest * shrink)
+    return jnp.where(largest == 0, 0, weights * shrink / jnp.where(largest == 0, 1, largest * shrink))
 
 
 def closed_form(problem: Problem) -> jax.Array:
-    """Binary grid: every level is 1, so α = Σ C r / Σ C, and 0 for a group of zeros."""
-    return _ratio(*joint_sum(problem.curvature * problem.r, problem.curvature, problem.axes))
+    """Binary grid: every level is 1, so α = Σ C r / Σ C, or 1 where there is no curvature."""
+    numerator, denominator = _joint_sum(problem.curvature * problem.r, problem.curvature, problem.axes)
+    return jnp.where(denominator == 0, 1, numerator / jnp.where(denominator == 0, 1, denominator))
 
 
 def alternating(problem: Problem, grid: Grid, codes: jax.Array | None) -> _Scales:
@@ -90,7 +79,7 @@ def alternating(problem: Problem, grid: Grid, codes: jax.Array | None) -> _Scale
     since all that have a weight are zero, it is the pattern r > 0.7 mean(r).
     """
     r, c, axes = problem.r, problem.curvature, problem.axes
-    mean = _ratio(*joint_sum(r, jnp.broadcast_to(problem.members, r.shape), axes))
+    mean = _ratio(*_joint_sum(r, jnp.broadcast_to(problem.members, r.shape), axes))
     start = (r > 0.7 * mean).astype(r.dtype)
     if codes is not None:
         useful = jnp.max(jnp.where(r > 0, codes, 0), axes, keepdims=True, initial=0) > 0
@@ -106,7 +95,7 @@ def alternating(problem: Problem, grid: Grid, codes: jax.Array | None) -> _Scale
         assigning = jnp.where(active, fitted, assigning)
         return assigning, jnp.where(active, _fit(problem, grid, assigning), fitted), rounds + 1
 
-    first = _ratio(*joint_sum(c * start * r, c * start * start, axes))
+    first = _ratio(*_joint_sum(c * start * r, c * start * start, axes))
     carry = (first, _fit(problem, grid, first), jnp.asarray(1))
     assigning, fitted, _ = jax.lax.while_loop(
         lambda carry: jnp.any(unsettled(carry)) & (carry[2] < _MAX_ROUNDS), step, carry
@@ -120,6 +109,8 @@ def exact(problem: Problem, grid: Grid) -> _Scales:
     As α falls from infinity, weight i takes level j where α passes rᵢ / midpointⱼ; the running sums of the changes give
     the objective of every assignment on the way, and the optimum is one of them.
     """
+    if not problem.r.size:
+        return _refine(problem, grid, jnp.ones(()), rounds=1)
     kept = tuple(axis for axis in range(problem.r.ndim) if axis not in problem.axes)
     flat = (*(problem.r.shape[axis] for axis in kept), -1)
     r, c = (x.transpose(*kept, *problem.axes).reshape(flat)[..., None] for x in (problem.r, problem.curvature))
@@ -145,13 +136,12 @@ def histogram(problem: Problem, grid: Grid) -> _Scales:
     octaves = _OCTAVES if size >= _SMALL_GROUP else _OCTAVES_OF_SMALL_GROUPS
     enough = max(_BINS_PER_OCTAVE, _BINS_PER_OCTAVE_AND_LEVEL * grid.max_code)
     per_octave = min(enough, max(size // octaves, _LEAST_BINS_PER_OCTAVE))
-    sum_1, sum_2 = _sums_above_edges(problem, per_octave, per_octave * octaves)
-
     above = _OCTAVES_ABOVE * per_octave
     candidates = per_octave * octaves + above
     shifts = [round(-per_octave * math.log2(midpoint)) for midpoint in grid.midpoints]
-    pad = [(0, 0)] * (sum_1.ndim - 1) + [(above, max(0, *shifts))]
-    sum_1, sum_2 = jnp.pad(sum_1, pad, mode="edge"), jnp.pad(sum_2, pad, mode="edge")
+    # Empty bins around the histogram, so that sums above edges outside of it are 0 and the total.
+    padding = (1 + above, max(0, *shifts))
+    sum_1, sum_2 = _sums_above_edges(problem, per_octave, per_octave * octaves, padding)
 
     def add_level(totals: _Scales, level: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[_Scales, None]:
         shift, change, squared_change = level
@@ -163,20 +153,29 @@ def histogram(problem: Problem, grid: Grid) -> _Scales:
     return _refine(problem, grid, _best(*totals, problem.axes), _REFINEMENTS)
 
 
-def _sums_above_edges(problem: Problem, per_octave: int, bins: int) -> tuple[jax.Array, jax.Array]:
-    """Sums of C r and of C over r above 2^(-k / per_octave), k = 0 ... bins, each of shape (*kept, bins + 1)."""
+def _sums_above_edges(
+    problem: Problem, per_octave: int, bins: int, padding: tuple[int, int]
+) -> tuple[jax.Array, jax.Array]:
+    """Sums of C r and of C over r above 2^(-k / per_octave), k = 1 - padding[0] ... bins + padding[1], on axis -1.
+
+    The other axes are the kept ones.
+    """
     r, c = problem.r, problem.curvature
     # Zeros have log2 = -inf and fall, with everything tiny, into the last bin.
     index = jnp.minimum(jnp.floor(-per_octave * jnp.log2(r)), bins - 1).astype(jnp.int32)
     kept = [axis for axis in range(r.ndim) if axis not in problem.axes]
-    # One index array per dimension and no reshape: under sharding only the histogram then travels, never the tensor.
-    indices = (*(jax.lax.broadcasted_iota(jnp.int32, r.shape, axis) for axis in kept), index)
-    zeros = jnp.zeros((*(r.shape[axis] for axis in kept), bins), r.dtype)
 
-    def sums(x: jax.Array) -> jax.Array:
-        return jnp.pad(jnp.cumsum(zeros.at[indices].add(x), -1), [(0, 0)] * len(kept) + [(1, 0)])
+    def sums_of_group(index: jax.Array, x: jax.Array) -> jax.Array:
+        # No reshape: under sharding only histograms then travel, never the tensor. Explicit axes want to be told so.
+        mesh = jax.typeof(x).sharding.mesh
+        out_sharding = NamedSharding(mesh, PartitionSpec(None)) if mesh.explicit_axes else None
+        histogram = jnp.zeros(bins, x.dtype).at[index].add(x, out_sharding=out_sharding)
+        return jnp.cumsum(jnp.pad(histogram, padding))
 
-    return sums(c * r), sums(c)
+    sums = sums_of_group
+    for place, axis in reversed(list(enumerate(kept))):
+        sums = jax.vmap(sums, in_axes=axis - place)
+    return sums(index, c * r), sums(index, c)
 
 
 def _level_changes(grid: Grid, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
@@ -187,10 +186,11 @@ def _level_changes(grid: Grid, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
 
 def _best(sum_1: jax.Array, sum_2: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """The fitting α of the best of the assignments along the last axis, given their Σ C r β and Σ C β²."""
-    gain = jnp.where(sum_2 > 0, sum_1**2 / sum_2, 0.0)
-    best = jnp.argmax(gain, -1, keepdims=True)
-    alpha = _ratio(jnp.take_along_axis(sum_1, best, -1), jnp.take_along_axis(sum_2, best, -1))
-    return jnp.expand_dims(alpha[..., 0], axes)
+    alpha = jnp.where(sum_2 > 0, sum_1 / jnp.where(sum_2 > 0, sum_2, 1), 0)
+    # The same weights have several forms, as (1, ⅓) = (⅓, 1). Of what is equal to rounding, take the smallest α.
+    gain = sum_1 * alpha * (1 - _TIE * jnp.finfo(alpha.dtype).eps * alpha)
+    best = jnp.take_along_axis(alpha, jnp.argmax(gain, -1, keepdims=True), -1)[..., 0]
+    return jnp.expand_dims(jnp.where(best > 0, best, 1), axes)
 
 
 def _refine(problem: Problem, grid: Grid, scale: jax.Array, rounds: int) -> _Scales:
@@ -205,10 +205,26 @@ def _fit(problem: Problem, grid: Grid, assigning: jax.Array) -> jax.Array:
     """The α that fits the levels nearest to r / assigning."""
     levels = grid.levels(grid.nearest(problem.r / assigning))
     weighted = problem.curvature * levels
-    return _ratio(*joint_sum(weighted * problem.r, weighted * levels, problem.axes))
+    return _ratio(*_joint_sum(weighted * problem.r, weighted * levels, problem.axes))
 
 
 def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """The quotient, and 1 where that is not positive: a group without weights, or of which no weight has a level."""
     undefined = (numerator <= 0) | (denominator <= 0)
     return jnp.where(undefined, 1, numerator / jnp.where(undefined, 1, denominator))
+
+
+def _joint_sum(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Σ x and Σ y over the axes, `keepdims`.
+
+    On CPU, XLA computes what one loop needs on the fly, but stores what several loops share. Two separate sums over
+    expressions of the same weights cost several times as much as a joint one.
+    """
+    if not axes:
+        return x, y
+    zero = jnp.zeros((), x.dtype)
+    *others, last = axes
+    # One axis in a joint loop, which bounds rounding errors, and the few partial sums as usual.
+    rows = jax.lax.reduce((x, y), (zero, zero), lambda p, q: (p[0] + q[0], p[1] + q[1]), (last,))
+    sum_x, sum_y = (jnp.sum(jnp.expand_dims(row, last), others, keepdims=True) for row in rows)
+    return sum_x, sum_y

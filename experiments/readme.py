@@ -1,0 +1,28 @@
+"""Copies result tables into README.md, so that no number is typed by hand: `python -m experiments.readme`.
+
+A table stands between the comments `<!-- table: FILE -->` and `<!-- end of table -->`; it is replaced by the first
+table of the Markdown file FILE, whose path starts at the root of the repository.
+"""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def fill_tables(text: str) -> str:
+    """The text with every marked table as it is in its file now."""
+
+    def fill(match: re.Match[str]) -> str:
+        lines = (ROOT / match[2]).read_text(encoding="utf-8").splitlines()
+        start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+        end = next((i for i, line in enumerate(lines[start:], start) if not line.startswith("|")), len(lines))
+        return match[1] + "\n".join(["", *lines[start:end], "", match[3]])
+
+    return TABLE.sub(fill, text)
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(fill_tables(readme.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,23 @@
+"""Settings of all tests: 8 virtual CPU devices, an error where ranks are promoted, the same examples in every run."""
+
+import os
+
+# Read when the first array is made, so it may be set after `import jax` but not much later.
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+hypothesis.settings.register_profile("fobt", derandomize=True, database=None, deadline=None, max_examples=50)
+hypothesis.settings.load_profile("fobt")
+
+
+@pytest.fixture
+def x64():
+    """64-bit types for one test."""
+    with jax.enable_x64(True):
+        yield

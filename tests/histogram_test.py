@@ -1,0 +1,76 @@
+"""The histogram solver against the optimum found by sorting in float64."""
+
+import numpy as np
+import pytest
+from grid_cases import SEARCHED_GRIDS, allowed_levels, jitted, objective, weighted_sum
+
+import fobt
+
+DISTRIBUTIONS = ["gaussian", "heavy-tailed", "sparse", "bimodal", "constant magnitude", "log-uniform"]
+UP_TO_FIVE_BITS = [grid for grid in SEARCHED_GRIDS if grid != "linear(8)"]
+MANY = 10**5
+
+
+def log_uniform(seed, shape, decades=6):
+    return np.float32(10 ** np.random.default_rng(seed).uniform(-decades, 0, shape))
+
+
+def draw_weights(distribution):
+    rng = np.random.default_rng(7)
+    signs = rng.choice([-1.0, 1.0], MANY)
+    weights = {
+        "gaussian": rng.normal(size=MANY),
+        "heavy-tailed": rng.standard_cauchy(MANY),
+        "sparse": rng.normal(size=MANY) * (rng.random(MANY) < 0.05),
+        "bimodal": signs * (1 + 0.1 * rng.normal(size=MANY)),
+        "constant magnitude": 0.3 * signs,
+        "log-uniform": signs * log_uniform(8, MANY, decades=8),
+    }
+    return np.float32(weights[distribution])
+
+
+def best_objective(weights, curvature, grid):
+    """The optimum of (P): of all assignments between two breakpoints, the one with the largest gain."""
+    r, c, levels = np.abs(np.float64(weights)), np.float64(curvature), allowed_levels(grid)
+    levels = levels[levels >= 0]
+    order = np.argsort(-(r[:, None] / ((levels[1:] + levels[:-1]) / 2)).ravel())
+    sum_1 = np.cumsum(((c * r)[:, None] * np.diff(levels)).ravel()[order])
+    sum_2 = np.cumsum((c[:, None] * np.diff(levels**2)).ravel()[order])
+    return 0.5 * (np.sum(c * r**2) - np.max(sum_1**2 / sum_2))
+
+
+def excess_over_bound(grid, weights, curvature):
+    best = best_objective(weights, curvature, grid)
+    found = objective(weights, curvature, jitted(grid, "histogram")(weights, curvature))
+    return found - best - (1e-4 * best + 1e-6 * weighted_sum(curvature, np.float64(weights) ** 2))
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("grid", UP_TO_FIVE_BITS)
+def test_near_exact_for_many_weights(grid, distribution):
+    weights = draw_weights(distribution)
+    assert excess_over_bound(grid, weights, np.ones(MANY, np.float32)) <= 0
+    assert excess_over_bound(grid, weights, log_uniform(9, MANY)) <= 0
+
+
+@pytest.mark.parametrize("power", [-2, 2])
+@pytest.mark.parametrize("grid", ["ternary", "linear(4)", "logarithmic(4)"])
+def test_near_exact_where_curvature_follows_the_weights(grid, power):
+    weights = draw_weights("gaussian")
+    curvature = np.clip(np.abs(weights), 1e-3, 1) ** power
+    assert excess_over_bound(grid, weights, curvature) <= 0
+
+
+def test_near_exact_for_eight_bits():
+    assert excess_over_bound("linear(8)", draw_weights("gaussian"), log_uniform(9, MANY)) <= 0
+
+
+@pytest.mark.parametrize("granularity", [fobt.per_block(32), fobt.per_channel(1)], ids=["per_block", "per_channel"])
+@pytest.mark.parametrize("grid", ["ternary", "linear(3)", "linear(4)", "linear(8)", "logarithmic(4)"])
+def test_small_groups_are_within_one_percent(grid, granularity):
+    weights, curvature = np.float32(np.random.default_rng(10).normal(size=(256, 32))), log_uniform(11, (256, 32))
+    found = objective(weights, curvature, jitted(grid, "histogram", granularity)(weights, curvature))
+    # Groups as rows: blocks of 32 rows, column by column, or whole columns.
+    size = 32 if granularity == fobt.per_block(32) else 256
+    groups = zip(weights.T.reshape(-1, size), curvature.T.reshape(-1, size), strict=True)
+    assert found <= 1.01 * sum(best_objective(w, c, grid) for w, c in groups)
