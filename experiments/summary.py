@@ -10,7 +10,7 @@ from rich.table import Table
 
 from experiments.config import TrainConfig
 
-HEADINGS = ("test accuracy %", "train loss", "gradients", "seconds", "bits/weight")
+HEADINGS = ("seeds", "test accuracy %", "train loss", "gradients", "seconds", "bits/weight")
 
 
 def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -50,6 +50,7 @@ def make_table(rows: list[dict[str, Any]]) -> Table:
         spread = "" if row["test_accuracy_std"] is None else f" ± {100 * row['test_accuracy_std']:.2f}"
         table.add_row(
             row["label"],
+            str(row["seeds"]),
             f"{100 * row['test_accuracy_mean']:.2f}{spread}",
             f"{row['train_loss']:.2g}",
             f"{row['gradient_evaluations']:,.0f}",

@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fobt._bounds import check_bounds, clip_updates
@@ -207,6 +208,8 @@ def _is_two_stage(every: Any, two_stage: Any, count: jax.Array) -> Any:
         return True
     else:
         now = (count + 1) % every == 0
+    if not isinstance(now, bool | np.bool_ | jax.Array):
+        raise ValueError(f"two_stage, and what `every` returns, must be a bool, got {now!r}.")
     return now if isinstance(now, jax.core.Tracer) else bool(now)
 
 

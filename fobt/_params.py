@@ -20,6 +20,7 @@ def quantize(params: optax.Params, state: optax.OptState | None, quantizer: Tree
 
     Each quantized leaf w becomes the projection (P) of w with curvature C = √v + ε, where v is the second moment `nu`
     in `state`, ε = 1e-8 guards zeros, and no bias correction is needed because a common factor of C does not matter.
+    Under `jax.jit` this is one fused computation; without, every operation is compiled on its own for each shape.
 
     Args:
       params: full-precision weights.

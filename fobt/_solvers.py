@@ -34,8 +34,9 @@ _OCTAVES, _OCTAVES_OF_SMALL_GROUPS, _SMALL_GROUP = 32, 8, 2048
 _BINS_PER_OCTAVE, _BINS_PER_OCTAVE_AND_LEVEL, _LEAST_BINS_PER_OCTAVE = 64, 8, 16
 # Candidate α reach one octave above the largest magnitude, 1: with a larger α all codes could be doubled.
 _OCTAVES_ABOVE = 1
-_TIE = 4
 _REFINEMENTS = 2
+# Gains that differ by less than so many units of rounding, times α, are taken as equal.
+_TIE = 4
 
 _MAX_ROUNDS = 10
 _TOLERANCE = 1e-6

@@ -73,6 +73,15 @@ def test_every_group_is_projected_on_its_own(x64, shape, granularity, split, sca
     assert total <= 1.01 * total_best + 1e-4 * energy
 
 
+@pytest.mark.parametrize(("grid", "solver"), [("binary", None), ("linear(3)", "exact"), ("linear(3)", "alternating")])
+def test_blocks_that_are_not_full_count_their_own_weights(x64, grid, solver):
+    weights = tensor((7, 3))[0]
+    w_hat = jitted(grid, solver, fobt.per_block(4))(weights).dequantize()  # blocks of 4 and 3, without curvature
+    project = reference.project_alternating if solver == "alternating" else reference.project_exact
+    expected = reference.quantize_tensor(weights, 1, allowed_levels(grid), ("block", 4, 0), project)
+    np.testing.assert_allclose(w_hat, expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize(("shape", "granularity", "split", "scale_shape"), SPLITS[4::6])
 def test_two_scales_have_a_leading_axis(shape, granularity, split, scale_shape):
     weights = np.float32(tensor(shape)[0])

@@ -61,6 +61,16 @@ def test_near_exact_where_curvature_follows_the_weights(grid, power):
     assert excess_over_bound(grid, weights, curvature) <= 0
 
 
+@pytest.mark.parametrize(("size", "outlier"), [(200, 2.0**6), (4096, 2.0**27)])
+@pytest.mark.parametrize("grid", ["ternary", "linear(4)", "logarithmic(4)"])
+def test_an_outlier_that_hardly_counts(grid, size, outlier):
+    # The scale and the thresholds are far below the outlier, near the end of the histogram or beyond.
+    weights, curvature = np.float32(np.random.default_rng(12).normal(size=size)), np.ones(size, np.float32)
+    weights[0], curvature[0] = outlier, 1e-4 / outlier**2
+    found = objective(weights, curvature, jitted(grid, "histogram")(weights, curvature))
+    assert found <= 1.05 * best_objective(weights, curvature, grid)
+
+
 def test_near_exact_for_eight_bits():
     assert excess_over_bound("linear(8)", draw_weights("gaussian"), log_uniform(9, MANY)) <= 0
 
