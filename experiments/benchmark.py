@@ -65,13 +65,17 @@ def main(arguments: list[str]) -> None:
 
 
 def projection_ratios(rounds: int) -> list[dict[str, Any]]:
-    """Times of quantizers, from weights and curvature to dequantized weights, in Adam updates of the same tensor."""
+    """Times of quantizers, from weights and curvature to dequantized weights, in Adam updates of the same tensor.
+
+    The unit is `optax.adam(...).update` under jit. Neither side is given buffers to write its results to, so both pay
+    for new memory; the row of the update in place shows how much that is.
+    """
     keys = jax.random.split(jax.random.key(0), 4)
     weights, grads, noise = (jax.random.normal(key, (SIDE, SIDE)) for key in keys[:3])
     curvature = jnp.exp(2 * jax.random.normal(keys[3], (SIDE, SIDE)))
     adam = optax.adam(1e-3)
 
-    def adam_update(params: jax.Array, state: Any, grads: jax.Array) -> tuple[jax.Array, Any]:
+    def adam_in_place(params: jax.Array, state: Any, grads: jax.Array) -> tuple[jax.Array, Any]:
         updates, state = adam.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
@@ -84,7 +88,8 @@ def projection_ratios(rounds: int) -> list[dict[str, Any]]:
 
     channel, block = fobt.per_channel(), fobt.per_block(128)
     programs = {
-        ADAM_UPDATE: Program(adam_update, weights, adam.init(weights), grads, carry=2),
+        ADAM_UPDATE: Program(adam.update, grads, adam.init(weights)),
+        "Adam update and apply_updates, in place": Program(adam_in_place, weights, adam.init(weights), grads, carry=2),
         "binary": projected(fobt.binary()),
         "ternary, histogram": projected(fobt.ternary()),
         **{f"linear({bits}), histogram": projected(fobt.linear(bits)) for bits in (2, 3, 4, 8)},
@@ -98,7 +103,7 @@ def projection_ratios(rounds: int) -> list[dict[str, Any]]:
         "linear(4), histogram, blocks of 128": projected(fobt.linear(4, granularity=block)),
     }
     targets = {"binary": 0.5} | {
-        name: 3.0 for name in programs if name.startswith(("ternary", "linear")) and "8" not in name
+        name: 3.0 for name in programs if name.endswith(("histogram", "warm start")) and "(8)" not in name
     }
     return ratios(f"{SIDE}×{SIDE} projection: ", median_seconds(programs, rounds), ADAM_UPDATE, targets)
 
