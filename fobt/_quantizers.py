@@ -107,7 +107,7 @@ class Quantizer:
 
         def project(side: jax.Array, largest: jax.Array, members: jax.Array) -> tuple[jax.Array, jax.Array]:
             problem = _solvers.Problem(_solvers.normalise(side, largest), c, members, axes)
-            return self._project(problem, largest, previous)
+            return self._project(problem, largest, None if previous is None else previous * members)
 
         if self.scales == 1:
             magnitude_codes, scale = project(jnp.abs(w), jnp.maximum(highest, -lowest), members)

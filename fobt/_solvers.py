@@ -218,14 +218,33 @@ def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 def _joint_sum(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Σ x and Σ y over the axes, `keepdims`.
 
-    On CPU, XLA computes what one loop needs on the fly, but stores what several loops share. Two separate sums over
-    expressions of the same weights cost several times as much as a joint one.
+    On CPU, XLA computes what one loop needs on the fly, but stores what several loops share: two separate sums over
+    expressions of the same weights cost several times as much as a joint one. A joint sum is fast over short runs of an
+    axis that has another one behind it, over which the loop is vectorised; the partial sums are then summed as usual.
     """
     if not axes:
         return x, y
-    zero = jnp.zeros((), x.dtype)
-    *others, last = axes
-    # One axis in a joint loop, which bounds rounding errors, and the few partial sums as usual.
-    rows = jax.lax.reduce((x, y), (zero, zero), lambda p, q: (p[0] + q[0], p[1] + q[1]), (last,))
-    sum_x, sum_y = (jnp.sum(jnp.expand_dims(row, last), others, keepdims=True) for row in rows)
+
+    def partial_sums(x: jax.Array, y: jax.Array, axis: int) -> list[jax.Array]:
+        zero = jnp.zeros((), x.dtype)
+        return jax.lax.reduce((x, y), (zero, zero), lambda p, q: (p[0] + q[0], p[1] + q[1]), (axis,))
+
+    axis = max((axis for axis in axes if axis < x.ndim - 1), default=None)
+    run = 1 if axis is None else _run_length(x.shape[axis])
+    # Explicit mesh axes cannot always be split.
+    if axis is None or run == 1 or jax.typeof(x).sharding.mesh.explicit_axes:
+        sums = [jnp.expand_dims(total, axes[-1]) for total in partial_sums(x, y, axes[-1])]
+    else:
+        runs = (*x.shape[:axis], x.shape[axis] // run, run, *x.shape[axis + 1 :])
+        sums = partial_sums(x.reshape(runs), y.reshape(runs), axis + 1)
+    sum_x, sum_y = (jnp.sum(total, axes, keepdims=True) for total in sums)
     return sum_x, sum_y
+
+
+def _run_length(size: int) -> int:
+    """A divisor of `size` from 4 to 16, or 1 where there is none.
+
+    The one that leaves most factors 2 to the number of runs, so that runs stay whole where an axis is sharded evenly.
+    """
+    divisors = [run for run in range(4, 17) if size % run == 0]
+    return max(divisors, key=lambda run: (size // run & -(size // run), run), default=1)
