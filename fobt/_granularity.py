@@ -67,7 +67,8 @@ class PerChannel(Granularity):
     kept: tuple[int, ...]
 
     def axes(self, ndim: int) -> tuple[int, ...]:
-        return tuple(axis for axis in range(ndim) if axis not in {_canonical(k, ndim) for k in self.kept})
+        kept = {_canonical(axis, ndim) for axis in self.kept}
+        return tuple(axis for axis in range(ndim) if axis not in kept)
 
     def squeeze(self, scale: jax.Array) -> jax.Array:
         return scale

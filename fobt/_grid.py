@@ -80,6 +80,6 @@ class Grid:
             return codes * (scale / n)
         # Sums of these powers of two are exact, and cheaper than any power function.
         levels = jnp.zeros_like(codes)
-        for code, change in enumerate(self.level_changes, start=1):
+        for code, change in enumerate(self.level_changes.tolist(), start=1):
             levels = jnp.where(jnp.abs(codes) >= code, levels + change, levels)
         return jnp.sign(codes) * scale * levels

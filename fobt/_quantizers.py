@@ -32,8 +32,8 @@ class Quantizer:
       solver: how (P) is solved.
 
           - "histogram" finds the best of some thousand α by sums over a histogram of log|w| and refines it by two
-            alternations. Time and memory are linear. In a tensor-sized group its objective is the optimum to about
-            1e-4; in groups of fewer than 2048 weights the histogram is coarser.
+            alternations. Time and memory are linear. In groups of many weights its objective is the optimum to about
+            1e-4; in groups of less than 2048 the histogram is coarser, and the objective the optimum to about 1e-2.
           - "exact" finds the global optimum by sorting, O(n L log nL) for L positive levels: for small or unsharded
             tensors.
           - "alternating" is Algorithm 2 of the AAAI paper (LATa, LAQ), at most ten rounds to a local minimum,

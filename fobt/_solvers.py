@@ -136,7 +136,7 @@ def histogram(problem: Problem, grid: Grid) -> _Scales:
     size = math.prod(problem.r.shape[axis] for axis in problem.axes)
     octaves = _OCTAVES if size >= _SMALL_GROUP else _OCTAVES_OF_SMALL_GROUPS
     enough = max(_BINS_PER_OCTAVE, _BINS_PER_OCTAVE_AND_LEVEL * grid.max_code)
-    per_octave = min(enough, max(size // octaves, _LEAST_BINS_PER_OCTAVE))
+    per_octave = min(enough, max(size // octaves, _LEAST_BINS_PER_OCTAVE, grid.max_code))
     above = _OCTAVES_ABOVE * per_octave
     candidates = per_octave * octaves + above
     shifts = [round(-per_octave * math.log2(midpoint)) for midpoint in grid.midpoints]
@@ -222,23 +222,16 @@ def _joint_sum(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.A
     expressions of the same weights cost several times as much as a joint one. A joint sum is fast over short runs of an
     axis that has another one behind it, over which the loop is vectorised; the partial sums are then summed as usual.
     """
-    if not axes:
-        return x, y
-
-    def partial_sums(x: jax.Array, y: jax.Array, axis: int) -> list[jax.Array]:
-        zero = jnp.zeros((), x.dtype)
-        return jax.lax.reduce((x, y), (zero, zero), lambda p, q: (p[0] + q[0], p[1] + q[1]), (axis,))
-
     axis = max((axis for axis in axes if axis < x.ndim - 1), default=None)
     run = 1 if axis is None else _run_length(x.shape[axis])
     # Explicit mesh axes cannot always be split.
-    if axis is None or run == 1 or jax.typeof(x).sharding.mesh.explicit_axes:
-        sums = [jnp.expand_dims(total, axes[-1]) for total in partial_sums(x, y, axes[-1])]
-    else:
+    if axis is not None and run > 1 and not jax.typeof(x).sharding.mesh.explicit_axes:
+        zero = jnp.zeros((), x.dtype)
         runs = (*x.shape[:axis], x.shape[axis] // run, run, *x.shape[axis + 1 :])
-        sums = partial_sums(x.reshape(runs), y.reshape(runs), axis + 1)
-    sum_x, sum_y = (jnp.sum(total, axes, keepdims=True) for total in sums)
-    return sum_x, sum_y
+        x, y = jax.lax.reduce(
+            (x.reshape(runs), y.reshape(runs)), (zero, zero), lambda p, q: (p[0] + q[0], p[1] + q[1]), (axis + 1,)
+        )
+    return jnp.sum(x, axes, keepdims=True), jnp.sum(y, axes, keepdims=True)
 
 
 def _run_length(size: int) -> int:
