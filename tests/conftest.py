@@ -12,7 +12,7 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-hypothesis.settings.register_profile("fobt", derandomize=True, database=None, deadline=None, max_examples=50)
+hypothesis.settings.register_profile("fobt", derandomize=True, database=None, deadline=None, max_examples=30)
 hypothesis.settings.load_profile("fobt")
 
 

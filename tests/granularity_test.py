@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import reference
-from grid_cases import SOLVERS, allowed_levels, jitted, levels_of
+from grid_cases import SOLVERS, allowed_levels, dequantize, jitted, levels_of
 
 import fobt
 
@@ -16,7 +16,6 @@ SPLITS = [
     ((4, 6, 5), fobt.per_channel((0, 2)), ("channel", [0, 2]), (4, 1, 5)),
     ((4, 6, 5), fobt.per_channel([-1, 1]), ("channel", [1, 2]), (1, 6, 5)),
     ((2, 3, 4), fobt.per_channel((0, 1, 2)), ("channel", [0, 1, 2]), (2, 3, 4)),
-    ((12, 5), fobt.per_channel(1), ("channel", [1]), (1, 5)),
     ((7,), fobt.per_channel(0), ("channel", [0]), (7,)),
     ((4, 6, 5), fobt.per_block(2), ("block", 2, 0), (2, 6, 5)),
     ((4, 6, 5), fobt.per_block(4, axis=1), ("block", 4, 1), (4, 2, 5)),  # blocks of 4 and 2
@@ -27,8 +26,8 @@ SPLITS = [
     ((50,), fobt.per_block(16), ("block", 16, 0), (4,)),
 ]
 SEARCHED = [(grid, solver) for grid in ("linear(3)", "ternary", "logarithmic(3)") for solver in SOLVERS]
-# Every granularity with the binary grid and with one that is searched.
-CASES = [(*split, "binary", None) for split in SPLITS]
+# Every granularity with a grid that is searched, and half of them with the binary one.
+CASES = [(*split, "binary", None) for split in SPLITS[::2]]
 CASES += [(*split, *SEARCHED[4 * i % len(SEARCHED)]) for i, split in enumerate(SPLITS)]
 CASES += [(*SPLITS[11], *solved) for solved in [("linear(8)", "histogram"), ("logarithmic(5)", "histogram")]]
 
@@ -56,7 +55,7 @@ def test_every_group_is_projected_on_its_own(x64, shape, granularity, split, sca
     assert quantized.scale.shape == scale_shape
     assert quantized.codes.shape == shape
     w_hat = per_weight(np.asarray(quantized.scale), shape, split) * levels_of(grid, quantized.codes)
-    np.testing.assert_allclose(quantized.dequantize(), w_hat, rtol=1e-14)
+    np.testing.assert_allclose(dequantize(quantized), w_hat, rtol=1e-14)
 
     project = reference.project_alternating if solver == "alternating" else reference.project_exact
     expected = reference.quantize_tensor(weights, curvature, allowed_levels(grid), split, project)
@@ -75,7 +74,7 @@ def test_every_group_is_projected_on_its_own(x64, shape, granularity, split, sca
 @pytest.mark.parametrize(("grid", "solver"), [("binary", None), ("linear(3)", "exact"), ("linear(3)", "alternating")])
 def test_blocks_that_are_not_full_count_their_own_weights(x64, grid, solver):
     weights = tensor((7, 3))[0]
-    w_hat = jitted(grid, solver, fobt.per_block(4))(weights).dequantize()  # blocks of 4 and 3, without curvature
+    w_hat = dequantize(jitted(grid, solver, fobt.per_block(4))(weights))  # blocks of 4 and 3, without curvature
     project = reference.project_alternating if solver == "alternating" else reference.project_exact
     expected = reference.quantize_tensor(weights, 1, allowed_levels(grid), ("block", 4, 0), project)
     np.testing.assert_allclose(w_hat, expected, rtol=1e-12)
@@ -88,4 +87,4 @@ def test_two_scales_have_a_leading_axis(shape, granularity, split, scale_shape):
     assert quantized.scale.shape == (2, *scale_shape)
     plus, minus = (per_weight(scale, shape, split) for scale in np.asarray(quantized.scale))
     w_hat = np.where(quantized.codes > 0, plus, minus) * np.asarray(quantized.codes)
-    np.testing.assert_allclose(quantized.dequantize(), w_hat, rtol=1e-6)
+    np.testing.assert_allclose(dequantize(quantized), w_hat, rtol=1e-6)

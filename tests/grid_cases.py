@@ -35,6 +35,9 @@ def make(grid, solver=None, granularity=None, **options):
     return getattr(fobt, name)(int(bits), **options)
 
 
+dequantize = jax.jit(fobt.Quantized.dequantize)
+
+
 @functools.cache
 def jitted(grid, solver=None, granularity=None, **options):
     """The quantizer of a grid, compiled once per shape and dtype for all tests."""
@@ -73,5 +76,5 @@ def weighted_sum(curvature, x, axis=None):
 
 def objective(weights, curvature, quantized, axis=None):
     """½ Σ C (w - ŵ)² in float64, with the weights ŵ that `dequantize` gives."""
-    error = np.asarray(weights, np.float64) - np.asarray(quantized.dequantize(), np.float64)
+    error = np.asarray(weights, np.float64) - np.asarray(dequantize(quantized), np.float64)
     return weighted_sum(curvature, 0.5 * error**2, axis)

@@ -5,7 +5,7 @@ import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
-from grid_cases import GRIDS, POSITIVE_LEVELS, SEARCHED_GRIDS, allowed_levels, jitted, levels_of
+from grid_cases import GRIDS, POSITIVE_LEVELS, SEARCHED_GRIDS, allowed_levels, dequantize, jitted, levels_of
 
 import fobt
 
@@ -32,7 +32,7 @@ def project(grid, solver, weights, curvature):
     """Codes, scale and quantized weights in float64."""
     with jax.enable_x64(True):
         quantized = jitted(grid, solver)(weights, curvature)
-        return np.asarray(quantized.codes), float(quantized.scale), np.asarray(quantized.dequantize())
+        return np.asarray(quantized.codes), float(quantized.scale), np.asarray(dequantize(quantized))
 
 
 def objective(weights, curvature, w_hat):
@@ -139,4 +139,4 @@ def test_idempotence_of_alternating_from_the_same_codes(grid, weights, curvature
     with jax.enable_x64(True):
         again = jitted(grid, "alternating")(w_hat, curvature, codes=codes)
         np.testing.assert_array_equal(again.codes, codes)
-        np.testing.assert_allclose(again.dequantize(), w_hat, rtol=1e-12)
+        np.testing.assert_allclose(dequantize(again), w_hat, rtol=1e-12)
