@@ -3,16 +3,44 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
 import fobt
 from experiments.schedules import Schedule
 
-MethodName = Literal["full_precision", "laq", "forward_backtrack"]
+MethodName = Literal[
+    "full_precision",
+    "binary_connect",
+    "binary_connect_stochastic",
+    "bwn",
+    "twn",
+    "laq",
+    "dorefa",
+    "lsq",
+    "sam",
+    "two_steps",
+    "forward_backtrack",
+]
+GRID_METHODS = ("laq", "sam", "two_steps", "forward_backtrack")  # those that --quantizer is for
+TWO_GRADIENT_METHODS = ("sam", "two_steps")  # those with two gradients in every step
 QuantizerName = Literal["binary", "ternary", "linear", "logarithmic"]
 FIXED_BITS = {"binary": 1, "ternary": 2}
+# What all rows of a table have in common.
+SHARED = (
+    "job",
+    "dataset",
+    "network",
+    "width",
+    "loss",
+    "schedule",
+    "learning_rate",
+    "epochs",
+    "batch_size",
+    "weight_bounds",
+    "limit",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +51,9 @@ class TrainConfig:
         job: Name of the job, as on the command line.
         dataset: Key of `experiments.data.DATASETS`.
         network: Key of `experiments.models.NETWORKS`.
+        loss: Key of `experiments.losses.LOSSES`.
         schedules: The learning-rate schedules that the job offers, by name.
+        paper_accuracy: Test accuracies that papers report for this job: from row name to accuracy in % and source.
 
     Raises:
         ValueError: A value is out of range; the message is one line.
@@ -32,20 +62,31 @@ class TrainConfig:
     job: tyro.conf.Suppress[str]
     dataset: tyro.conf.Suppress[str]
     network: tyro.conf.Suppress[str]
+    loss: tyro.conf.Suppress[str] = "squared_hinge"
     schedules: tyro.conf.Suppress[Mapping[str, Schedule]]
+    paper_accuracy: tyro.conf.Suppress[Mapping[str, tuple[float, str]]] = dataclasses.field(default_factory=dict)
 
     methods: tuple[MethodName, ...] = ("full_precision", "laq", "forward_backtrack")
     """Rows of the table; forward_backtrack gives one row for each period in --every."""
     quantizer: QuantizerName | None = None
-    """Grid of the quantized weights; by default binary, or linear where --bits is above 1."""
+    """Grid of laq, sam, two_steps and forward_backtrack; by default binary, or linear where --bits is above 1."""
     bits: int | None = None
-    """Bits per weight, 2 to 8 for linear and 2 to 5 for logarithmic; binary has 1 and ternary 2."""
+    """Bits per weight: 2 to 8 for linear, 2 to 5 for logarithmic, 1 to 4 for dorefa, 2 to 4 for lsq."""
+    solver: Literal["exact", "histogram", "alternating"] | None = None
+    """How the projection onto the grid is solved; by default by histogram. Binary weights need none."""
+    scales: Literal[2] | None = None
+    """2 gives positive and negative ternary weights a scale each."""
     a: float = 0.6
     """Backtracking coefficient of forward_backtrack in (0, 1]; 1 is laq."""
     every: tuple[int, ...] = (1,)
     """Periods of the two-stage update of forward_backtrack; several give several rows."""
     every_unit: Literal["steps", "epochs"] = "steps"
     """What --every counts: every m-th step is two-stage, or every step of epochs m, 2m, ..."""
+    rho: float = 0.05
+    """Radius of the perturbation of sam."""
+    budget: Literal["epochs", "gradients"] = "epochs"
+    """What is equal: all rows take --epochs, or rows with more gradients per minibatch take fewer epochs, with their
+    schedule compressed."""
     weight_bounds: tuple[float, float] = (-1.0, 1.0)
     """Bounds to which the full-precision copies of quantized weights are clipped."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -54,16 +95,23 @@ class TrainConfig:
     """Passes over the training images."""
     batch_size: int
     """Images per step; what is left over at the end of an epoch is dropped."""
+    width: float = 1.0
+    """Hidden units and channels, as a multiple of the paper's."""
     schedule: Literal["paper", "laq", "cosine"]
-    """Learning-rate schedule: of the paper, of LAQ's published code (mnist jobs), or cosine (digits)."""
+    """Learning-rate schedule: of the paper, of LAQ's published code, or cosine."""
     learning_rate: float | None = None
     """Learning rate at the start, instead of the schedule's own."""
     limit: int | None = None
     """Use only so many images of each part of the data set."""
     quick: bool = False
-    """Shrink the job to seconds, to see whether it works: 2 epochs, 1 seed, 512 images."""
+    """Shrink the job to seconds, to see whether it works: 2 epochs, 1 seed, 512 images, networks of 1/8 width."""
+    checkpoint_seconds: float = 60.0
+    """Time between two checkpoints, from which a run that was ended goes on."""
+    tensorboard: bool = False
+    """Write TensorBoard scalars beside metrics.jsonl."""
     output: Path | None = None
-    """Folder for the results, new or empty; by default a new one in runs/."""
+    """Folder for the results, by default a new one in runs/. In the folder of an earlier call of the same job, finished
+    runs are kept, unfinished ones go on, and new rows and seeds are added."""
 
     def __post_init__(self) -> None:
         for option, value in [("epochs", self.epochs), ("batch-size", self.batch_size), ("limit", self.limit)]:
@@ -74,32 +122,54 @@ class TrainConfig:
         _require(min(self.seeds) >= 0, "seeds", "at least 0", min(self.seeds))
         _require(0 < self.a <= 1, "a", "in (0, 1]", self.a)
         _require(self.schedule in self.schedules, "schedule", f"one of {', '.join(self.schedules)}", self.schedule)
-        rate = self.learning_rate
-        _require(rate is None or 0 < rate < float("inf"), "learning-rate", "positive and finite", rate)
+        for option, rate in [("learning-rate", self.learning_rate), ("rho", self.rho), ("width", self.width)]:
+            _require(rate is None or 0 < rate < float("inf"), option, "positive and finite", rate)
+        _require(self.checkpoint_seconds >= 0, "checkpoint-seconds", "at least 0", self.checkpoint_seconds)
         low, high = self.weight_bounds
         _require(low < high, "weight-bounds", "two increasing numbers", self.weight_bounds)
-        self.make_quantizer()
+        for method, least in [("dorefa", 1), ("lsq", 2)]:
+            if method in self.methods:
+                _require(self.bits is None or least <= self.bits <= 4, "bits", f"{least} to 4 for {method}", self.bits)
+        if any(method in GRID_METHODS for method in self.methods):
+            self._check_grid()
 
-    def make_quantizer(self) -> fobt.Quantizer:
-        """The quantizer of --quantizer and --bits."""
+    @property
+    def grid(self) -> str:
+        """The grid of --quantizer and --bits, with its bits where it has a choice."""
         name = self.quantizer or ("binary" if self.bits in (None, 1) else "linear")
+        return name if name in FIXED_BITS else f"{name}{self.bits}"
+
+    def _check_grid(self) -> None:
+        name = self.grid.rstrip("0123456789-").removesuffix("None")
         if name in FIXED_BITS:
             _require(self.bits in (None, FIXED_BITS[name]), "bits", f"{FIXED_BITS[name]} for {name} weights", self.bits)
-            return fobt.binary() if name == "binary" else fobt.ternary()
-        if self.bits is None:
+        elif self.bits is None:
             raise ValueError(f"--bits must be given for {name} weights")
-        return fobt.linear(self.bits) if name == "linear" else fobt.logarithmic(self.bits)
+        else:
+            getattr(fobt, name)(self.bits)  # raises where the bits are out of range
+        _require(self.solver is None or name != "binary", "solver", "left out for binary weights", self.solver)
+        _require(self.scales is None or name == "ternary", "scales", "left out unless weights are ternary", self.scales)
 
     def initial_learning_rate(self) -> float:
         """The learning rate at the start: --learning-rate, or the schedule's own."""
         return self.schedules[self.schedule].learning_rate if self.learning_rate is None else self.learning_rate
+
+    def shared(self) -> dict[str, Any]:
+        """What all rows of a table have in common."""
+        settings = {key: getattr(self, key) for key in SHARED}
+        return settings | {"learning_rate": self.initial_learning_rate(), "weight_bounds": list(self.weight_bounds)}
 
     def effective(self) -> "TrainConfig":
         """The configuration that runs: this one, or with `quick` a small one that still meets every program."""
         if not self.quick:
             return self
         return dataclasses.replace(
-            self, epochs=2, seeds=self.seeds[:1], limit=512, every=tuple(sorted({min(m, 2) for m in self.every}))
+            self,
+            epochs=2,
+            seeds=self.seeds[:1],
+            limit=512,
+            width=self.width / 8 if self.network != "digits_cnn" else self.width,
+            every=tuple(sorted({min(m, 2) for m in self.every})),
         )
 
 

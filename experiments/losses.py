@@ -1,4 +1,7 @@
-"""The loss of the paper's small networks."""
+"""The losses of the paper's networks: means over a minibatch."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -24,3 +27,25 @@ def squared_hinge(scores: jax.Array, labels: jax.Array) -> jax.Array:
     """
     targets = 2.0 * jax.nn.one_hot(labels, scores.shape[-1], dtype=scores.dtype) - 1.0
     return jnp.mean(jnp.square(optax.losses.hinge_loss(scores, targets)))
+
+
+def cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """Softmax cross-entropy, mean over examples.
+
+    Args:
+        scores: Logits, shape (batch, classes).
+        labels: Class indices, shape (batch,).
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> float(cross_entropy(jnp.log(jnp.array([[0.25, 0.75]])), jnp.array([0])).round(4))  # -log(0.25)
+        1.3863
+    """
+    return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(scores, labels))
+
+
+LOSSES: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = MappingProxyType(
+    {"squared_hinge": squared_hinge, "cross_entropy": cross_entropy}
+)

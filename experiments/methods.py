@@ -1,13 +1,15 @@
-"""The rows of the comparison: what each method quantizes, how it updates, and when it takes two gradients."""
+"""What each method of a comparison does: the weights of its forward pass, and its updates."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import optax
 
 import fobt
-from experiments.config import TrainConfig
+from experiments import controls, straight_through
+from experiments.rows import Row
+from experiments.straight_through import ModelSide
 
 
 @dataclass(frozen=True)
@@ -15,54 +17,147 @@ class Method:
     """One way to train a network.
 
     Attributes:
-        name: As on the command line.
-        label: For tables and plots.
-        quantizer: Gives the weights of every forward pass; anything that `fobt.value_and_grad` takes.
-        optimizer: Turns gradients at these weights into updates; called with `grad_fn` and `two_stage`.
-        is_two_stage: Whether a step takes a trial gradient, as a function of its epoch and its number, both from 1.
+        optimizer: Turns gradients at the weights of the forward pass into updates; called with `grad_fn` and
+            `two_stage`.
+        quantizer: The projection that gives these weights; anything that `fobt.value_and_grad` takes.
+        weighted: Whether the projection is weighted by the curvature.
+        model_side: What the model does with the weights itself, for methods whose quantizer is the identity.
     """
 
-    name: str
-    label: str
-    quantizer: Any
     optimizer: optax.GradientTransformationExtraArgs
-    is_two_stage: Callable[[int, int], bool]
+    quantizer: Any
+    weighted: bool = True
+    model_side: ModelSide | None = None
+
+    def init(self, params: Any) -> Any:
+        """The parameters to train."""
+        return params if self.model_side is None else self.model_side.init(params)
+
+    def projection_state(self, optimizer_state: Any) -> Any:
+        """The optimizer state that the projection takes the curvature from, or None for curvature 1."""
+        return optimizer_state if self.weighted else None
+
+    def forward(self, weights: Any, key: jax.Array) -> Any:
+        """The weights of the network in training, differentiable in the projected parameters."""
+        return weights if self.model_side is None else self.model_side.forward(weights, key)[0]
+
+    def codes(self, params: Any, optimizer_state: Any, key: jax.Array) -> list[jax.Array]:
+        """Codes of the quantized leaves, in the order of the tree."""
+        if self.model_side is not None:
+            return self.model_side.forward(params, key)[1]
+        quantized = fobt.quantize(params, self.projection_state(optimizer_state), self.quantizer)
+        return [leaf.codes for leaf in quantized_leaves(quantized)]
+
+    def evaluated(self, params: Any, optimizer_state: Any) -> Any:
+        """The weights of the network in evaluation: those that would be shipped."""
+        if self.model_side is not None:
+            return self.model_side.evaluated(params)
+        return fobt.quantized_params(params, self.projection_state(optimizer_state), self.quantizer)
+
+    def bits_per_weight(self, params: Any, optimizer_state: Any) -> float:
+        """Bits that a weight takes on average, scales included; only parameters with two or more axes are weights."""
+        shapes = [leaf.shape for leaf in jax.tree.leaves(params) if leaf.ndim >= 2]
+        weights = sum(map(_size, shapes))
+        if self.model_side is not None:
+            return self.model_side.bits + 32 * self.model_side.scales * len(shapes) / weights
+        quantized = jax.eval_shape(lambda p, s: fobt.quantize(p, s, self.quantizer), params, optimizer_state)
+        bits = 0
+        for leaf in jax.tree.leaves(quantized, is_leaf=lambda leaf: isinstance(leaf, fobt.Quantized)):
+            if isinstance(leaf, fobt.Quantized):
+                bits += leaf.codes.size * leaf.grid.bits + 8 * leaf.scale.size * leaf.scale.dtype.itemsize
+            elif leaf.ndim >= 2:
+                bits += 8 * leaf.size * leaf.dtype.itemsize
+        return bits / weights
 
 
-def build_methods(config: TrainConfig, learning_rate: optax.Schedule) -> list[Method]:
-    """One method for each row that the configuration asks for, in its order."""
-    methods = []
-    for name in config.methods:
-        if name == "full_precision":
-            methods.append(full_precision(learning_rate))
-        elif name == "laq":
-            methods.append(laq(config, learning_rate))
-        else:
-            methods.extend(forward_backtrack(config, learning_rate, period) for period in config.every)
-    return methods
+def quantized_leaves(tree: Any) -> list[fobt.Quantized]:
+    """The quantized leaves of a tree that `fobt.quantize` made."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, fobt.Quantized))
+    return [leaf for leaf in leaves if isinstance(leaf, fobt.Quantized)]
 
 
-def full_precision(learning_rate: optax.Schedule) -> Method:
-    """Adam at full-precision weights."""
-    optimizer = optax.with_extra_args_support(optax.adam(learning_rate))
-    return Method("full_precision", "full precision", fobt.identity(), optimizer, lambda epoch, step: False)
+def make_quantizer(grid: str, solver: str | None, scales: int | None) -> fobt.Quantizer:
+    """The projection with the name of its grid: binary, ternary, linear2 to linear8, logarithmic2 to logarithmic5."""
+    if grid == "binary":
+        return fobt.binary()
+    options: dict[str, Any] = {} if solver is None else {"solver": solver}
+    if grid == "ternary":
+        return fobt.ternary(scales=scales or 1, **options)
+    return getattr(fobt, grid[:-1])(int(grid[-1]), **options)
 
 
-def laq(config: TrainConfig, learning_rate: optax.Schedule) -> Method:
-    """Loss-aware quantization: Adam with gradients taken at the quantized weights."""
-    quantizer = config.make_quantizer()
-    optimizer = optax.chain(optax.adam(learning_rate), fobt.bound_weights(config.weight_bounds, quantizer))
-    return Method("laq", "LAQ", quantizer, optax.with_extra_args_support(optimizer), lambda epoch, step: False)
+def build(row: Row, learning_rate: optax.Schedule, weight_bounds: tuple[float, float]) -> Method:
+    """The method of a row.
+
+    full_precision is Adam. laq (LAB and LAT with their grids) is Adam with gradients at the loss-aware projection; bwn
+    is the same with the binary projection that curvature does not weight, α = mean|w|. binary_connect,
+    binary_connect_stochastic, twn, dorefa and lsq are Adam on a model of `experiments.straight_through`. sam and
+    two_steps are the controls of `experiments.controls`.
+
+    Args:
+        row: Which method, with its settings.
+        learning_rate: As a function of the minibatches seen before.
+        weight_bounds: Bounds of the full-precision copies; dorefa and lsq, whose definitions have none, go without.
+    """
+    adam = optax.adam(learning_rate)
+    if row.method == "full_precision":
+        return Method(optax.with_extra_args_support(adam), fobt.identity())
+    if row.method == "dorefa":
+        assert row.bits is not None
+        return _on_model_side(adam, straight_through.dorefa(row.bits))
+    if row.method == "lsq":
+        assert row.bits is not None
+        return _on_model_side(_learned_step_size_optimizer(learning_rate), straight_through.LearnedStepSize(row.bits))
+    if row.method in MODEL_SIDE:
+        # Any quantizer serves to say that all weight tensors are bounded.
+        bounded = optax.chain(adam, fobt.bound_weights(weight_bounds, fobt.binary()))
+        return _on_model_side(bounded, MODEL_SIDE[row.method]())
+    if row.method == "bwn":
+        bounded = optax.chain(adam, fobt.bound_weights(weight_bounds, fobt.binary()))
+        return Method(optax.with_extra_args_support(bounded), fobt.binary(), weighted=False)
+
+    assert row.grid is not None
+    quantizer = make_quantizer(row.grid, row.solver, row.scales)
+    bounds = fobt.bound_weights(weight_bounds, quantizer)
+    if row.method == "laq":
+        return Method(optax.with_extra_args_support(optax.chain(adam, bounds)), quantizer)
+    if row.method == "sam":
+        assert row.rho is not None
+        return Method(controls.sharpness_aware(optax.chain(adam, bounds), quantizer, row.rho), quantizer)
+    if row.method == "two_steps":
+        adam = optax.adam(lambda count: learning_rate(count // 2))
+        return Method(controls.two_steps(optax.chain(adam, bounds), quantizer), quantizer)
+    assert row.a is not None
+    return Method(
+        fobt.forward_backtrack(learning_rate, quantizer, a=row.a, weight_bounds=weight_bounds), quantizer
+    )
 
 
-def forward_backtrack(config: TrainConfig, learning_rate: optax.Schedule, period: int) -> Method:
-    """One step forward and backtrack in every `period`-th step, or in every step of each `period`-th epoch."""
-    quantizer = config.make_quantizer()
-    optimizer = fobt.forward_backtrack(learning_rate, quantizer, a=config.a, weight_bounds=config.weight_bounds)
-    in_epochs = config.every_unit == "epochs"
+MODEL_SIDE = {
+    "binary_connect": straight_through.binary_connect,
+    "binary_connect_stochastic": straight_through.stochastic_binary_connect,
+    "twn": straight_through.ternary_weights,
+}
 
-    def is_two_stage(epoch: int, step: int) -> bool:
-        return config.a < 1 and (epoch if in_epochs else step) % period == 0
 
-    often = "every step" if period == 1 else f"every {period} {config.every_unit}"
-    return Method("forward_backtrack", f"forward-backtrack, {often}", quantizer, optimizer, is_two_stage)
+def _on_model_side(optimizer: optax.GradientTransformation, model_side: ModelSide) -> Method:
+    return Method(optax.with_extra_args_support(optimizer), fobt.identity(), model_side=model_side)
+
+
+def _learned_step_size_optimizer(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    """Adam, with a hundredth of the learning rate for step sizes.
+
+    Adam moves every number by about the learning rate in a step, and a step size is about a hundredth of the range of
+    the weights.
+    """
+    return optax.partition(
+        {"weights": optax.adam(learning_rate), "step_sizes": optax.adam(lambda count: 0.01 * learning_rate(count))},
+        {"network": "weights", "step_sizes": "step_sizes"},
+    )
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size

@@ -1,6 +1,6 @@
-"""The networks, in Flax NNX, built from the two blocks of the paper's notation.
+"""The networks, in Flax NNX: ResNet-18, and those built from the blocks of the paper's notation.
 
-All of them follow LAQ's recipe: batch normalisation (ε = 1e-4, running averages with rate 0.1) after every weight
+The latter follow LAQ's recipe: batch normalisation (ε = 1e-4, running averages with rate 0.1) after every weight
 layer, the output included, in the order weights, pooling, normalisation, ReLU. A bias in front of a normalisation is
 subtracted out again, so weight layers have none; the weights are then exactly the parameters with two or more
 dimensions, which fobt quantizes by default. Initial weights are uniform in ±√(1.5 / (fan_in + fan_out)).
@@ -8,10 +8,13 @@ dimensions, which fobt quantizes by default. Initial weights are uniform in ±�
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from experiments.resnet import ResNet18
 
 INITIALIZER = nnx.initializers.variance_scaling(0.25, "fan_avg", "uniform")
 
@@ -45,21 +48,24 @@ def max_pool(images: jax.Array) -> jax.Array:
 
 
 class ConvBlock(nnx.Module):
-    """C3-MP2: 3×3 convolution, 2×2 max-pooling, batch normalisation, ReLU.
+    """C3, or C3-MP2: 3×3 convolution, 2×2 max-pooling where asked for, batch normalisation, ReLU.
 
     The convolution pads with zeros to keep height and width (the paper does not say; LAQ's 3×3 convolutions do).
     """
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, *, pool: bool, rngs: nnx.Rngs):
         self.conv = nnx.Conv(
             inputs, outputs, (3, 3), padding="SAME", use_bias=False, kernel_init=INITIALIZER, rngs=rngs
         )
+        self.pool = pool
         self.norm = _batch_norm(outputs, rngs)
 
     def __call__(self, images: jax.Array, *, training: bool) -> jax.Array:
-        """Features of shape (batch, height // 2, width // 2, outputs)."""
-        pooled = max_pool(self.conv(images))
-        return nnx.relu(self.norm(pooled, use_running_average=not training))
+        """Features of shape (batch, height, width, outputs), height and width halved by the pooling."""
+        features = self.conv(images)
+        if self.pool:
+            features = max_pool(features)
+        return nnx.relu(self.norm(features, use_running_average=not training))
 
 
 class DenseBlock(nnx.Module):
@@ -79,7 +85,7 @@ class FeedForward(nnx.Module):
 
     Args:
         image_shape: Height, width and channels of the images.
-        convolutions: Output channels of each convolution block.
+        stages: Output channels of the convolution blocks, in stages whose last block pools.
         hidden: Units of each hidden dense block.
         classes: Number of scores.
         rngs: Random numbers for the initial weights.
@@ -88,7 +94,7 @@ class FeedForward(nnx.Module):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
-        convolutions: Sequence[int],
+        stages: Sequence[Sequence[int]],
         hidden: Sequence[int],
         classes: int,
         *,
@@ -96,9 +102,11 @@ class FeedForward(nnx.Module):
     ):
         height, width, channels = image_shape
         self.convolutions: nnx.List[ConvBlock] = nnx.List()
-        for outputs in convolutions:
-            self.convolutions.append(ConvBlock(channels, outputs, rngs=rngs))
-            height, width, channels = height // 2, width // 2, outputs
+        for stage in stages:
+            for number, outputs in enumerate(stage, start=1):
+                self.convolutions.append(ConvBlock(channels, outputs, pool=number == len(stage), rngs=rngs))
+                channels = outputs
+            height, width = height // 2, width // 2
         features = height * width * channels
         self.hidden: nnx.List[DenseBlock] = nnx.List()
         for outputs in hidden:
@@ -117,21 +125,40 @@ class FeedForward(nnx.Module):
         return self.output(features, training=training)
 
 
-def digits_cnn(rngs: nnx.Rngs) -> FeedForward:
+def _scaled(units: Sequence[int], width: float) -> list[int]:
+    return [max(1, round(width * count)) for count in units]
+
+
+def digits_cnn(rngs: nnx.Rngs, width: float = 1.0) -> FeedForward:
     """16C3-MP2-32C3-MP2-64FC-10 for 8×8 digits."""
-    return FeedForward((8, 8, 1), (16, 32), (64,), 10, rngs=rngs)
+    channels = _scaled((16, 32), width)
+    return FeedForward((8, 8, 1), [channels[:1], channels[1:]], _scaled((64,), width), 10, rngs=rngs)
 
 
-def lenet5(rngs: nnx.Rngs) -> FeedForward:
+def lenet5(rngs: nnx.Rngs, width: float = 1.0) -> FeedForward:
     """The paper's LeNet5 for MNIST: 20C3-MP2-50C3-MP2-500FC-10."""
-    return FeedForward((28, 28, 1), (20, 50), (500,), 10, rngs=rngs)
+    channels = _scaled((20, 50), width)
+    return FeedForward((28, 28, 1), [channels[:1], channels[1:]], _scaled((500,), width), 10, rngs=rngs)
 
 
-def mlp(rngs: nnx.Rngs) -> FeedForward:
+def mlp(rngs: nnx.Rngs, width: float = 1.0) -> FeedForward:
     """The paper's 4-layer MLP for MNIST: 784-2048-2048-2048-10."""
-    return FeedForward((28, 28, 1), (), (2048, 2048, 2048), 10, rngs=rngs)
+    return FeedForward((28, 28, 1), [], _scaled((2048, 2048, 2048), width), 10, rngs=rngs)
 
 
-NETWORKS: Mapping[str, Callable[[nnx.Rngs], FeedForward]] = MappingProxyType(
-    {"digits_cnn": digits_cnn, "lenet5": lenet5, "mlp": mlp}
+def vgg(rngs: nnx.Rngs, width: float = 1.0) -> FeedForward:
+    """The paper's VGG for CIFAR-10: 2×128C3-MP2-2×256C3-MP2-2×512C3-MP2-2×1024FC-10."""
+    stages = [_scaled((units, units), width) for units in (128, 256, 512)]
+    return FeedForward((32, 32, 3), stages, _scaled((1024, 1024), width), 10, rngs=rngs)
+
+
+def svhn_net(rngs: nnx.Rngs, width: float = 1.0) -> FeedForward:
+    """The paper's SVHNNet: 2×64C3-MP2-2×128C3-MP2-2×256C3-MP2-2×1024FC-10."""
+    stages = [_scaled((units, units), width) for units in (64, 128, 256)]
+    return FeedForward((32, 32, 3), stages, _scaled((1024, 1024), width), 10, rngs=rngs)
+
+
+Network: TypeAlias = FeedForward | ResNet18
+NETWORKS: Mapping[str, Callable[[nnx.Rngs, float], Network]] = MappingProxyType(
+    {"digits_cnn": digits_cnn, "lenet5": lenet5, "mlp": mlp, "vgg": vgg, "svhn_net": svhn_net, "resnet18": ResNet18}
 )

@@ -24,6 +24,8 @@ class ProgressDisplay:
         self._console = console
         self._runs = runs
         self._epochs = epochs
+        self._steps_per_epoch = steps_per_epoch
+        self._steps_per_run = epochs * steps_per_epoch
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=10),
@@ -53,12 +55,27 @@ class ProgressDisplay:
         """The programs of a method are compiled."""
         self._progress.update(self._job, status=f"{label}, compiling")
 
-    def start_run(self, label: str) -> None:
-        """A run begins."""
+    def start_run(self, label: str, epochs: int, steps_taken: int) -> None:
+        """A run begins, or goes on after some steps."""
         self._started += 1
-        self._label, self._accuracy = label, "-"
-        self._progress.reset(self._run, description=f"run {self._started} of {self._runs}", status="")
+        self._label, self._accuracy, self._epochs = label, "-", epochs
+        self._progress.reset(
+            self._run,
+            description=f"run {self._started} of {self._runs}",
+            status="",
+            total=epochs * self._steps_per_epoch,
+            completed=steps_taken,
+        )
         self._progress.update(self._job, status=label)
+        self._progress.advance(self._job, steps_taken)
+        if steps_taken:
+            self._line(f"{label}: goes on after {steps_taken} steps")
+
+    def skip_run(self, label: str) -> None:
+        """A run was finished before."""
+        self._started += 1
+        self._progress.update(self._job, status=label)
+        self._progress.advance(self._job, self._steps_per_run)
 
     def advance(self, steps: int, loss: float) -> None:
         """Steps were taken; `loss` is the mean minibatch loss of this epoch so far."""

@@ -20,13 +20,13 @@ class StepDecay:
     factor: float
     epochs: tuple[int, ...]
 
-    def in_steps(self, learning_rate: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
+    def in_steps(self, learning_rate: float, epochs: int, steps_per_epoch: float) -> optax.Schedule:
         """The learning rate as a function of the number of steps taken before.
 
         Args:
             learning_rate: Its value at the start.
             epochs: Length of the training, which does not matter here.
-            steps_per_epoch: Steps of an epoch.
+            steps_per_epoch: Steps of an epoch; fewer compress the schedule.
 
         Example:
             >>> rate = StepDecay(0.5, 0.1, epochs=(2,)).in_steps(0.5, epochs=4, steps_per_epoch=10)
@@ -34,7 +34,7 @@ class StepDecay:
             [0.5, 0.5, 0.05]
         """
         del epochs
-        boundaries = {epoch * steps_per_epoch: self.factor for epoch in self.epochs}
+        boundaries = {round(epoch * steps_per_epoch): self.factor for epoch in self.epochs}
         return optax.piecewise_constant_schedule(learning_rate, boundaries)
 
 
@@ -48,13 +48,18 @@ class CosineDecay:
 
     learning_rate: float
 
-    def in_steps(self, learning_rate: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
+    def in_steps(self, learning_rate: float, epochs: int, steps_per_epoch: float) -> optax.Schedule:
         """The learning rate as a function of the number of steps taken before, as `StepDecay.in_steps`."""
-        return optax.cosine_decay_schedule(learning_rate, epochs * steps_per_epoch)
+        return optax.cosine_decay_schedule(learning_rate, round(epochs * steps_per_epoch))
 
 
 Schedule: TypeAlias = StepDecay | CosineDecay
 
-# MNIST in the paper (its appendix) and in the published code of LAQ, whose 50 epochs the boundaries refer to.
+# The paper (its appendix), and the published code of LAQ; both decay to nothing long before the training ends.
 PAPER_MNIST = StepDecay(learning_rate=0.005, factor=0.1, epochs=tuple(range(5, 50, 5)))
 LAQ_MNIST = StepDecay(learning_rate=0.01, factor=0.1, epochs=(15, 25))
+PAPER_CIFAR10 = StepDecay(learning_rate=0.02, factor=0.1, epochs=tuple(range(5, 100, 5)))
+LAQ_CIFAR10 = StepDecay(learning_rate=0.002, factor=0.5, epochs=tuple(range(15, 200, 15)))
+PAPER_SVHN = StepDecay(learning_rate=0.001, factor=0.1, epochs=(5,))
+LAQ_SVHN = StepDecay(learning_rate=0.0005, factor=0.1, epochs=(15, 25))
+PAPER_IMAGENET = StepDecay(learning_rate=2e-4, factor=0.95, epochs=tuple(range(1, 175)))

@@ -1,7 +1,7 @@
 """The compiled programs of a training run: the step, the weights to evaluate, and the evaluation."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,14 +12,14 @@ import optax
 from flax import nnx
 
 import fobt
-from experiments.data import Split
-from experiments.losses import squared_hinge
+from experiments.data import Batch, Dataset, Examples
 from experiments.methods import Method
-from experiments.models import FeedForward
+from experiments.models import Network
 
 EVALUATION_BATCH = 1000
 
-Step: TypeAlias = Callable[["TrainState", jax.Array, Split, np.ndarray], tuple["TrainState", jax.Array]]
+Loss: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+Step: TypeAlias = Callable[["TrainState", jax.Array, Batch], tuple["TrainState", jax.Array]]
 
 
 @jax.tree_util.register_dataclass
@@ -28,73 +28,75 @@ class TrainState:
     """Everything that a step changes.
 
     Attributes:
-        params: Full-precision parameters, a tree of arrays.
+        params: What is trained: full-precision parameters, and what a model-side quantizer learns; a tree of arrays.
         optimizer: State of the optimizer.
         batch_stats: Running averages of batch normalisation, a tree of arrays.
         codes: Codes of the quantized leaves in the last forward pass, in the order of the tree; only to count flips.
+        seed: Seed of the run, uint32.
+        steps: Steps taken, uint32; with the seed it gives the random key of a step.
     """
 
     params: Any
     optimizer: optax.OptState
     batch_stats: Any
     codes: list[jax.Array]
+    seed: jax.Array
+    steps: jax.Array
 
 
-def split_model(model: FeedForward) -> tuple[nnx.GraphDef[FeedForward], Any, Any]:
+def split_model(model: Network) -> tuple[nnx.GraphDef[Network], Any, Any]:
     """The model as static graph, parameters and batch statistics, the last two as trees of plain arrays."""
     graph, params, *rest = nnx.split(model, nnx.Param, nnx.BatchStat)
     return graph, nnx.as_pure(params), nnx.as_pure(rest[0])
 
 
-def quantized_leaves(tree: Any) -> list[fobt.Quantized]:
-    """The quantized leaves of a tree that `fobt.quantize` made."""
-    leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, fobt.Quantized))
-    return [leaf for leaf in leaves if isinstance(leaf, fobt.Quantized)]
-
-
 def train_step(
-    graph: nnx.GraphDef[FeedForward],
+    graph: nnx.GraphDef[Network],
+    loss: Loss,
+    dataset: Dataset,
     method: Method,
     two_stage: bool,
     state: TrainState,
     totals: jax.Array,
-    train: Split,
-    indices: jax.Array,
+    batch: Batch,
 ) -> tuple[TrainState, jax.Array]:
     """One step on one minibatch.
 
     Args:
         graph: Static part of the model.
+        loss: From scores and labels to a scalar.
+        dataset: Says how images are prepared and augmented.
         method: How to train.
         two_stage: Whether this step takes a trial gradient. A Python bool: each value is a program of its own, because
             a convolution inside `lax.cond` is several times slower on CPU.
         state: State before the step.
         totals: Sums over the steps of this epoch, shape (2,): minibatch loss, share of weights whose code flipped since
             the forward pass before.
-        train: All training images.
-        indices: The minibatch, shape (batch,).
+        batch: The minibatch.
 
     Returns:
         State and totals after the step.
     """
+    augment_key, forward_key = jax.random.split(jax.random.fold_in(jax.random.key(state.seed), state.steps))
+    images = dataset.prepare(batch.images)
+    if dataset.augment is not None:
+        images = dataset.augment(images, augment_key)
 
-    def loss_fn(weights: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
-        model = nnx.merge(graph, weights, state.batch_stats)
-        loss = squared_hinge(model(images, training=True), labels)
-        return loss, nnx.as_pure(nnx.state(model, nnx.BatchStat))
+    def loss_fn(weights: Any) -> tuple[jax.Array, Any]:
+        model = nnx.merge(graph, method.forward(weights, forward_key), state.batch_stats)
+        value = loss(model(images, training=True), batch.labels)
+        return value, nnx.as_pure(nnx.state(model, nnx.BatchStat))
 
-    (loss, batch_stats), grads, grad_fn = fobt.value_and_grad(loss_fn, method.quantizer, has_aux=True)(
-        state.params, state.optimizer, train.images[indices], train.labels[indices]
-    )
+    loss_and_grads = fobt.value_and_grad(loss_fn, method.quantizer, has_aux=True)
+    (value, batch_stats), grads, grad_fn = loss_and_grads(state.params, method.projection_state(state.optimizer))
     # The same projection once more: XLA computes it once.
-    quantized = quantized_leaves(fobt.quantize(state.params, state.optimizer, method.quantizer))
-    codes = [leaf.codes for leaf in quantized]
+    codes = method.codes(state.params, state.optimizer, forward_key)
     updates, optimizer = method.optimizer.update(
         grads, state.optimizer, state.params, grad_fn=grad_fn, two_stage=two_stage
     )
     params = optax.apply_updates(state.params, updates)
-    totals += jnp.stack([loss, flip_share(state.codes, codes)])
-    return TrainState(params, optimizer, batch_stats, codes), totals
+    totals += jnp.stack([value, flip_share(state.codes, codes)])
+    return TrainState(params, optimizer, batch_stats, codes, state.seed, state.steps + 1), totals
 
 
 def flip_share(before: Sequence[jax.Array], after: Sequence[jax.Array]) -> jax.Array:
@@ -108,43 +110,47 @@ class Programs:
 
     Args:
         model: A model of the architecture to train.
+        loss: From scores and labels to a scalar.
+        dataset: Says how images are prepared and augmented.
         method: How to train.
-        kinds: Which steps there will be: plain (False), two-stage (True) or both.
-        train: All training images.
-        batch_size: Images per step.
+        two_stage: Which steps there will be: plain (False), two-stage (True) or both.
+        batch: A minibatch.
 
     Attributes:
-        steps: For each kind the step: from state, totals, training images and indices to state and totals. State and
-            totals are donated. Compiled at once, so that the time of steps does not include it.
-        quantized_params: From parameters and optimizer state to the weights of the forward pass.
+        steps: For each kind the step: from state, totals and minibatch to state and totals. State and totals are
+            donated. Compiled at once, so that the time of steps does not include it.
+        evaluated: From parameters and optimizer state to the weights that are evaluated.
     """
 
-    def __init__(self, model: FeedForward, method: Method, kinds: set[bool], train: Split, batch_size: int):
-        def init(params: Any, batch_stats: Any) -> TrainState:
+    def __init__(
+        self, model: Network, loss: Loss, dataset: Dataset, method: Method, two_stage: Iterable[bool], batch: Batch
+    ):
+        def init(params: Any, batch_stats: Any, seed: jax.Array) -> TrainState:
+            params = method.init(params)
             optimizer = method.optimizer.init(params)
-            codes = [leaf.codes for leaf in quantized_leaves(fobt.quantize(params, optimizer, method.quantizer))]
-            return TrainState(params, optimizer, batch_stats, codes)
+            codes = method.codes(params, optimizer, jax.random.key(seed))
+            return TrainState(params, optimizer, batch_stats, codes, seed, jnp.zeros((), jnp.uint32))
 
         graph, *arrays = split_model(model)
         self._init = jax.jit(init)
-        example = jax.eval_shape(init, *arrays), jnp.zeros(2), train, np.zeros(batch_size, np.int32)
+        example = jax.eval_shape(init, *arrays, np.uint32(0)), jnp.zeros(2), batch
         self.steps: dict[bool, Step] = {
-            two_stage: jax.jit(functools.partial(train_step, graph, method, two_stage), donate_argnums=(0, 1))
+            kind: jax.jit(functools.partial(train_step, graph, loss, dataset, method, kind), donate_argnums=(0, 1))
             .lower(*example)
             .compile()
-            for two_stage in sorted(kinds)
+            for kind in sorted(two_stage)
         }
-        self.quantized_params = jax.jit(functools.partial(fobt.quantized_params, quantizer=method.quantizer))
+        self.evaluated = jax.jit(method.evaluated)
 
-    def init_state(self, model: FeedForward) -> TrainState:
+    def init_state(self, model: Network, seed: int) -> TrainState:
         """The state before the first step."""
         _, params, batch_stats = split_model(model)
-        return self._init(params, batch_stats)
+        return self._init(params, batch_stats, np.uint32(seed))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean squared hinge loss and accuracy over a part of a data set."""
+    """Mean loss and accuracy over a part of a data set."""
 
     loss: float
     accuracy: float
@@ -155,41 +161,21 @@ class Evaluator:
 
     Args:
         model: A model of the architecture to evaluate.
+        loss: From scores and labels to the mean loss.
+        prepare: From stored images to those that the network sees.
     """
 
-    def __init__(self, model: FeedForward):
+    def __init__(self, model: Network, loss: Loss, prepare: Callable[[jax.Array], jax.Array]):
         graph = split_model(model)[0]
 
-        def sums(weights: Any, batch_stats: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-            scores = nnx.merge(graph, weights, batch_stats)(images, training=False)
-            return squared_hinge(scores, labels) * len(labels), jnp.sum(jnp.argmax(scores, axis=-1) == labels)
+        def sums(weights: Any, batch_stats: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+            scores = nnx.merge(graph, weights, batch_stats)(prepare(batch.images), training=False)
+            return loss(scores, batch.labels) * len(batch), jnp.sum(jnp.argmax(scores, axis=-1) == batch.labels)
 
         self._sums = jax.jit(sums)
 
-    def __call__(self, weights: Any, batch_stats: Any, split: Split) -> Evaluation:
-        """Loss and accuracy over all images of the split."""
-        chunks = [
-            self._sums(
-                weights, batch_stats, split.images[i : i + EVALUATION_BATCH], split.labels[i : i + EVALUATION_BATCH]
-            )
-            for i in range(0, len(split), EVALUATION_BATCH)
-        ]
-        losses, correct = zip(*jax.device_get(chunks), strict=True)
-        return Evaluation(float(sum(losses)) / len(split), int(sum(correct)) / len(split))
-
-
-def bits_per_weight(quantized: Any) -> float:
-    """Bits that a weight takes on average, scales included; parameters with less than two dimensions are not weights.
-
-    Args:
-        quantized: A tree that `fobt.quantize` made, or its shapes from `jax.eval_shape`.
-    """
-    bits = weights = 0
-    for leaf in jax.tree.leaves(quantized, is_leaf=lambda leaf: isinstance(leaf, fobt.Quantized)):
-        if isinstance(leaf, fobt.Quantized):
-            bits += leaf.codes.size * leaf.grid.bits + 8 * leaf.scale.size * leaf.scale.dtype.itemsize
-            weights += leaf.codes.size
-        elif leaf.ndim >= 2:
-            bits += 8 * leaf.size * leaf.dtype.itemsize
-            weights += leaf.size
-    return bits / weights
+    def __call__(self, weights: Any, batch_stats: Any, examples: Examples) -> Evaluation:
+        """Loss and accuracy over all examples."""
+        sums = [self._sums(weights, batch_stats, batch) for batch in examples.batches(EVALUATION_BATCH)]
+        losses, correct = zip(*jax.device_get(sums), strict=True)
+        return Evaluation(float(sum(losses)) / len(examples), int(sum(correct)) / len(examples))
