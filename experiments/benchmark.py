@@ -17,21 +17,25 @@ import numpy as np
 import optax
 import tyro
 from flax import nnx
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 import fobt
 from experiments.losses import squared_hinge
 from experiments.models import NETWORKS
 from experiments.run_folder import environment
 from experiments.steps import split_model
-from experiments.summary import markdown
+from experiments.tables import Columns, markdown
 from experiments.timing import Program, median_seconds
 
 SIDE = 2048
 STEP_NETWORKS = {"mlp": 100, "lenet5": 128}
 ADAM_UPDATE, ADAM_STEP = "Adam update of the tensor", "float32 Adam step"
+COLUMNS: Columns = {
+    "what": ("what", str),
+    "ratio": ("ratio", "{:.2f}".format),
+    "target": ("target", "≤ {:g}".format),
+    "unit": ("in units of", str),
+}
 QUANTIZERS = {"binary": fobt.binary(), "linear(2)": fobt.linear(2)}
 
 
@@ -56,12 +60,12 @@ def main(arguments: list[str]) -> None:
     for network, batch_size in STEP_NETWORKS.items():
         rows += step_ratios(network, batch_size, config.rounds)
     rows.append(state_ratio())
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(make_table(rows))
+    table = markdown(COLUMNS, rows)
+    Console().print(table, highlight=False, soft_wrap=True)
     if config.output is not None:
         results = {"environment": environment(), "rounds": config.rounds, "rows": rows}
         (config.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        (config.output / "summary.md").write_text(markdown(make_table(rows)) + "\n", encoding="utf-8")
+        (config.output / "summary.md").write_text(table, encoding="utf-8")
 
 
 def projection_ratios(rounds: int) -> list[dict[str, Any]]:
@@ -113,7 +117,7 @@ def step_ratios(network: str, batch_size: int, rounds: int) -> list[dict[str, An
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(batch_size, 28, 28, 1)), jnp.float32)
     labels = jnp.asarray(rng.integers(10, size=batch_size), jnp.int32)
-    graph, params, batch_stats = split_model(NETWORKS[network](nnx.Rngs(0)))
+    graph, params, batch_stats = split_model(NETWORKS[network](nnx.Rngs(0), 1.0))
 
     def loss_fn(weights: Any, batch_stats: Any) -> tuple[jax.Array, Any]:
         model = nnx.merge(graph, weights, batch_stats)
@@ -162,7 +166,7 @@ def ratios(title: str, seconds: dict[str, float], unit: str, targets: dict[str, 
 
 def state_ratio() -> dict[str, Any]:
     """Bytes of optimizer state, the step count aside, against those of Adam."""
-    _, params, _ = split_model(NETWORKS["mlp"](nnx.Rngs(0)))
+    _, params, _ = split_model(NETWORKS["mlp"](nnx.Rngs(0), 1.0))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
 
     def bytes_per_parameter(optimizer: optax.GradientTransformation) -> float:
@@ -178,19 +182,6 @@ def state_ratio() -> dict[str, Any]:
         "unit": "state of optax.adam",
         "target": 1.0,
     }
-
-
-def make_table(rows: list[dict[str, Any]]) -> Table:
-    """The rows as a table that prints as Markdown."""
-    table = Table(box=box.MARKDOWN)
-    table.add_column("what")
-    for column in ("ratio", "target"):
-        table.add_column(column, justify="right")
-    table.add_column("in units of")
-    for row in rows:
-        target = "" if row["target"] is None else f"≤ {row['target']:g}"
-        table.add_row(row["what"], f"{row['ratio']:.2f}", target, row["unit"])
-    return table
 
 
 if __name__ == "__main__":

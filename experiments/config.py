@@ -38,6 +38,7 @@ SHARED = (
     "learning_rate",
     "epochs",
     "batch_size",
+    "b1",
     "weight_bounds",
     "limit",
 )
@@ -53,7 +54,6 @@ class TrainConfig:
         network: Key of `experiments.models.NETWORKS`.
         loss: Key of `experiments.losses.LOSSES`.
         schedules: The learning-rate schedules that the job offers, by name.
-        paper_accuracy: Test accuracies that papers report for this job: from row name to accuracy in % and source.
 
     Raises:
         ValueError: A value is out of range; the message is one line.
@@ -64,7 +64,6 @@ class TrainConfig:
     network: tyro.conf.Suppress[str]
     loss: tyro.conf.Suppress[str] = "squared_hinge"
     schedules: tyro.conf.Suppress[Mapping[str, Schedule]]
-    paper_accuracy: tyro.conf.Suppress[Mapping[str, tuple[float, str]]] = dataclasses.field(default_factory=dict)
 
     methods: tuple[MethodName, ...] = ("full_precision", "laq", "forward_backtrack")
     """Rows of the table; forward_backtrack gives one row for each period in --every."""
@@ -101,6 +100,8 @@ class TrainConfig:
     """Learning-rate schedule: of the paper, of LAQ's published code, or cosine."""
     learning_rate: float | None = None
     """Learning rate at the start, instead of the schedule's own."""
+    b1: float = 0.9
+    """Decay rate of the first moment of Adam; 0 is no momentum."""
     limit: int | None = None
     """Use only so many images of each part of the data set."""
     quick: bool = False
@@ -124,6 +125,7 @@ class TrainConfig:
         _require(self.schedule in self.schedules, "schedule", f"one of {', '.join(self.schedules)}", self.schedule)
         for option, rate in [("learning-rate", self.learning_rate), ("rho", self.rho), ("width", self.width)]:
             _require(rate is None or 0 < rate < float("inf"), option, "positive and finite", rate)
+        _require(0 <= self.b1 < 1, "b1", "in [0, 1)", self.b1)
         _require(self.checkpoint_seconds >= 0, "checkpoint-seconds", "at least 0", self.checkpoint_seconds)
         low, high = self.weight_bounds
         _require(low < high, "weight-bounds", "two increasing numbers", self.weight_bounds)

@@ -1,4 +1,4 @@
-"""Two controls: loss-aware quantization that spends two gradients per minibatch in other ways than the trial gradient."""
+"""Two controls: loss-aware quantization that spends two gradients per minibatch, neither of them a trial gradient."""
 
 from typing import Any
 

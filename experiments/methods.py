@@ -81,12 +81,14 @@ def make_quantizer(grid: str, solver: str | None, scales: int | None) -> fobt.Qu
     if grid == "binary":
         return fobt.binary()
     options: dict[str, Any] = {} if solver is None else {"solver": solver}
+    if scales is not None:
+        options["scales"] = scales
     if grid == "ternary":
-        return fobt.ternary(scales=scales or 1, **options)
+        return fobt.ternary(**options)
     return getattr(fobt, grid[:-1])(int(grid[-1]), **options)
 
 
-def build(row: Row, learning_rate: optax.Schedule, weight_bounds: tuple[float, float]) -> Method:
+def build(row: Row, learning_rate: optax.Schedule, weight_bounds: tuple[float, float], b1: float = 0.9) -> Method:
     """The method of a row.
 
     full_precision is Adam. laq (LAB and LAT with their grids) is Adam with gradients at the loss-aware projection; bwn
@@ -98,8 +100,9 @@ def build(row: Row, learning_rate: optax.Schedule, weight_bounds: tuple[float, f
         row: Which method, with its settings.
         learning_rate: As a function of the minibatches seen before.
         weight_bounds: Bounds of the full-precision copies; dorefa and lsq, whose definitions have none, go without.
+        b1: Decay rate of the first moment.
     """
-    adam = optax.adam(learning_rate)
+    adam = optax.adam(learning_rate, b1)
     if row.method == "full_precision":
         return Method(optax.with_extra_args_support(adam), fobt.identity())
     if row.method == "dorefa":
@@ -107,7 +110,9 @@ def build(row: Row, learning_rate: optax.Schedule, weight_bounds: tuple[float, f
         return _on_model_side(adam, straight_through.dorefa(row.bits))
     if row.method == "lsq":
         assert row.bits is not None
-        return _on_model_side(_learned_step_size_optimizer(learning_rate), straight_through.LearnedStepSize(row.bits))
+        return _on_model_side(
+            _learned_step_size_optimizer(learning_rate, b1), straight_through.LearnedStepSize(row.bits)
+        )
     if row.method in MODEL_SIDE:
         # Any quantizer serves to say that all weight tensors are bounded.
         bounded = optax.chain(adam, fobt.bound_weights(weight_bounds, fobt.binary()))
@@ -125,12 +130,11 @@ def build(row: Row, learning_rate: optax.Schedule, weight_bounds: tuple[float, f
         assert row.rho is not None
         return Method(controls.sharpness_aware(optax.chain(adam, bounds), quantizer, row.rho), quantizer)
     if row.method == "two_steps":
-        adam = optax.adam(lambda count: learning_rate(count // 2))
+        adam = optax.adam(lambda count: learning_rate(count // 2), b1)
         return Method(controls.two_steps(optax.chain(adam, bounds), quantizer), quantizer)
     assert row.a is not None
-    return Method(
-        fobt.forward_backtrack(learning_rate, quantizer, a=row.a, weight_bounds=weight_bounds), quantizer
-    )
+    optimizer = fobt.forward_backtrack(learning_rate, quantizer, a=row.a, b1=b1, weight_bounds=weight_bounds)
+    return Method(optimizer, quantizer)
 
 
 MODEL_SIDE = {
@@ -144,14 +148,17 @@ def _on_model_side(optimizer: optax.GradientTransformation, model_side: ModelSid
     return Method(optax.with_extra_args_support(optimizer), fobt.identity(), model_side=model_side)
 
 
-def _learned_step_size_optimizer(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+def _learned_step_size_optimizer(learning_rate: optax.Schedule, b1: float) -> optax.GradientTransformation:
     """Adam, with a hundredth of the learning rate for step sizes.
 
     Adam moves every number by about the learning rate in a step, and a step size is about a hundredth of the range of
     the weights.
     """
     return optax.partition(
-        {"weights": optax.adam(learning_rate), "step_sizes": optax.adam(lambda count: 0.01 * learning_rate(count))},
+        {
+            "weights": optax.adam(learning_rate, b1),
+            "step_sizes": optax.adam(lambda count: 0.01 * learning_rate(count), b1),
+        },
         {"network": "weights", "step_sizes": "step_sizes"},
     )
 

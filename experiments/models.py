@@ -146,6 +146,11 @@ def mlp(rngs: nnx.Rngs, width: float = 1.0) -> FeedForward:
     return FeedForward((28, 28, 1), [], _scaled((2048, 2048, 2048), width), 10, rngs=rngs)
 
 
+def small_mlp(rngs: nnx.Rngs, width: float = 1.0) -> FeedForward:
+    """784-256-256-10, for studies with many runs."""
+    return FeedForward((28, 28, 1), [], _scaled((256, 256), width), 10, rngs=rngs)
+
+
 def vgg(rngs: nnx.Rngs, width: float = 1.0) -> FeedForward:
     """The paper's VGG for CIFAR-10: 2×128C3-MP2-2×256C3-MP2-2×512C3-MP2-2×1024FC-10."""
     stages = [_scaled((units, units), width) for units in (128, 256, 512)]
@@ -160,5 +165,13 @@ def svhn_net(rngs: nnx.Rngs, width: float = 1.0) -> FeedForward:
 
 Network: TypeAlias = FeedForward | ResNet18
 NETWORKS: Mapping[str, Callable[[nnx.Rngs, float], Network]] = MappingProxyType(
-    {"digits_cnn": digits_cnn, "lenet5": lenet5, "mlp": mlp, "vgg": vgg, "svhn_net": svhn_net, "resnet18": ResNet18}
+    {
+        "digits_cnn": digits_cnn,
+        "lenet5": lenet5,
+        "mlp": mlp,
+        "small_mlp": small_mlp,
+        "vgg": vgg,
+        "svhn_net": svhn_net,
+        "resnet18": ResNet18,
+    }
 )

@@ -1,44 +1,55 @@
-"""The plot of a job: loss and code flips against gradient evaluations, one line per method."""
+"""The plot of a report: training loss, validation error and code flips against gradient evaluations."""
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.results_reading import Job, Run
 
-def plot_metrics(metrics: list[dict[str, Any]], path: Path) -> None:
-    """Draws mean over seeds, with a band from the lowest to the highest seed.
+PANELS = {
+    "train_loss": "training loss",
+    "validation_error": "validation error %",
+    "flip_share": "share of weights that flip per step",
+}
+
+
+def plot_jobs(jobs: Sequence[Job], path: Path) -> None:
+    """A row of panels for each job, a line for each of its rows: mean over seeds, band from the lowest to the highest.
 
     Args:
-        metrics: The lines of metrics.jsonl.
+        jobs: What to plot.
         path: The PNG to write.
     """
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    losses, flips = figure.subplots(1, 2)
-    for number, label in enumerate(dict.fromkeys(record["label"] for record in metrics)):
-        records = [record for record in metrics if record["label"] == label]
-        _draw(losses, records, "train_loss", label, f"C{number}")
-        _draw(flips, records, "flip_share", label, f"C{number}")
-    losses.set(ylabel="training loss at the evaluated weights", title="Loss")
-    flips.set(ylabel="share of weights whose code flips per step", title="Code flips")
-    for axes in (losses, flips):
-        axes.set(xlabel="gradient evaluations", yscale="log")
-        axes.grid(alpha=0.3)
-    losses.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    figure = Figure(figsize=(15, 4.6 * len(jobs)), layout="constrained")
+    grid = figure.subplots(len(jobs), len(PANELS), squeeze=False)
+    for job, panels in zip(jobs, grid, strict=True):
+        for axes, (key, title) in zip(panels, PANELS.items(), strict=True):
+            for number, (row, runs) in enumerate(job.runs.items()):
+                _draw(axes, runs, key, row.label, f"C{number % 10}", "--" if row.equal_gradients else "-")
+            axes.set(title=title, xlabel="gradient evaluations", yscale="log")
+            axes.grid(alpha=0.3)
+        panels[0].set_ylabel(job.path.name)
+        handles, labels = panels[0].get_legend_handles_labels()
+        panels[-1].legend(handles, labels, frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=110)
 
 
-def _draw(axes: Axes, records: list[dict[str, Any]], key: str, label: str, color: str) -> None:
+def _draw(axes: Axes, runs: list[Run], key: str, label: str, color: str, style: str) -> None:
     """One line and its band; an epoch without a positive value is left out."""
     points = []
-    for epoch in sorted({record["epoch"] for record in records}):
-        at_epoch = [record for record in records if record["epoch"] == epoch and record[key]]
-        if at_epoch:
-            values = [record[key] for record in at_epoch]
-            points.append((at_epoch[0]["gradient_evaluations"], statistics.fmean(values), min(values), max(values)))
+    for epoch in sorted({record["epoch"] for run in runs for record in run.metrics}):
+        records = [record for run in runs for record in run.metrics if record["epoch"] == epoch]
+        values = [
+            100 * (1 - record["validation_accuracy"]) if key == "validation_error" else record[key]
+            for record in records
+        ]
+        values = [value for value in values if value]
+        if values:
+            points.append((records[0]["gradient_evaluations"], statistics.fmean(values), min(values), max(values)))
     if points:
         gradient_evaluations, mean, low, high = zip(*points, strict=True)
-        axes.plot(gradient_evaluations, mean, color=color, label=label)
-        axes.fill_between(gradient_evaluations, low, high, color=color, alpha=0.2, linewidth=0)
+        axes.plot(gradient_evaluations, mean, color=color, label=label, linestyle=style)
+        axes.fill_between(gradient_evaluations, low, high, color=color, alpha=0.15, linewidth=0)

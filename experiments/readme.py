@@ -1,24 +1,24 @@
 """Copies result tables into README.md, so that no number is typed by hand: `python -m experiments.readme`.
 
 A table stands between the comments `<!-- table: FILE -->` and `<!-- end of table -->`; it is replaced by the first
-table of the Markdown file FILE, whose path starts at the root of the repository.
+table of the Markdown file FILE, whose path starts at the root of the repository, or by table N where the first comment
+is `<!-- table: FILE N -->`.
 """
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- table: (\S+)(?: (\d+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def fill_tables(text: str) -> str:
     """The text with every marked table as it is in its file now."""
 
     def fill(match: re.Match[str]) -> str:
-        lines = (ROOT / match[2]).read_text(encoding="utf-8").splitlines()
-        start = next(i for i, line in enumerate(lines) if line.startswith("|"))
-        end = next((i for i, line in enumerate(lines[start:], start) if not line.startswith("|")), len(lines))
-        return match[1] + "\n".join(["", *lines[start:end], "", match[3]])
+        text = (ROOT / match[2]).read_text(encoding="utf-8")
+        tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+        return f"{match[1]}\n{tables[int(match[3] or 1) - 1]}\n{match[4]}"
 
     return TABLE.sub(fill, text)
 

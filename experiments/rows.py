@@ -1,7 +1,9 @@
 """The rows of a table: which methods a configuration asks for, and their names on disk and in tables."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from experiments.config import GRID_METHODS, TWO_GRADIENT_METHODS, TrainConfig
 
@@ -74,6 +76,33 @@ class Row:
             parts.append("every step" if self.every == 1 else f"every {self.every} {self.every_unit}")
         parts += ["schedule compressed"] if self.equal_gradients else []
         return ", ".join(parts)
+
+    @property
+    def sort_key(self) -> tuple[Any, ...]:
+        """The order of rows in a table: by method, bits, then the other settings."""
+        bits = self.bits or (int(self.grid[-1]) if self.grid and self.grid[-1].isdigit() else 1)
+        return (list(TITLES).index(self.method), self.equal_gradients, bits, -(self.every or 0), self.name)
+
+    def reference(self, rows: Iterable["Row"]) -> "Row | None":
+        """The LAQ row that this row is compared with: the one with the same grid, or as many levels.
+
+        full_precision is compared with the only LAQ row, if there is one.
+        """
+        laq = [row for row in rows if row.method == "laq"]
+        if self.method == "full_precision":
+            return laq[0] if len(laq) == 1 else None
+        if self.method == "laq" and self in laq:
+            return None
+        grids = {"bwn": ["binary"], "twn": ["ternary", "linear2"]}.get(self.method, [])
+        if self.method.startswith("binary_connect"):
+            grids = ["binary"]
+        if self.bits:
+            grids = ["binary"] if self.bits == 1 else [f"linear{self.bits}"] + ["ternary"] * (self.bits == 2)
+        if self.grid:
+            grids = [self.grid]
+        same = [row for row in laq if row.grid in grids]
+        exact = [row for row in same if (row.solver, row.scales) == (self.solver, self.scales)]
+        return next(iter(exact + same), None)
 
     def gradient_evaluations(self, epoch: int, step: int) -> int:
         """Gradient evaluations of a step: 1, or 2; epoch and step are counted from 1."""

@@ -27,6 +27,7 @@ class JobFolder:
 
     Args:
         config: The job.
+        data_name: The data set as it is on this machine.
 
     Attributes:
         path: Where it is.
@@ -36,11 +37,11 @@ class JobFolder:
         ValueError: It holds runs with other settings; the message is one line.
     """
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: TrainConfig, data_name: str):
         self.path = _create(config)
         self._config = config
         description = self.path / "job.json"
-        settings = jsonable(config.shared())
+        settings = jsonable({**config.shared(), "data_name": data_name})
         if description.exists():
             before = read_json(description)
             different = [key for key, value in settings.items() if before.get(key) != value]

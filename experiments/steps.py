@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.typing import ArrayLike
 
 import fobt
 from experiments.data import Batch, Dataset, Examples
@@ -84,7 +85,7 @@ def train_step(
 
     def loss_fn(weights: Any) -> tuple[jax.Array, Any]:
         model = nnx.merge(graph, method.forward(weights, forward_key), state.batch_stats)
-        value = loss(model(images, training=True), batch.labels)
+        value = loss(model(images, training=True), jnp.asarray(batch.labels))
         return value, nnx.as_pure(nnx.state(model, nnx.BatchStat))
 
     loss_and_grads = fobt.value_and_grad(loss_fn, method.quantizer, has_aux=True)
@@ -165,12 +166,13 @@ class Evaluator:
         prepare: From stored images to those that the network sees.
     """
 
-    def __init__(self, model: Network, loss: Loss, prepare: Callable[[jax.Array], jax.Array]):
+    def __init__(self, model: Network, loss: Loss, prepare: Callable[[ArrayLike], jax.Array]):
         graph = split_model(model)[0]
 
         def sums(weights: Any, batch_stats: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
             scores = nnx.merge(graph, weights, batch_stats)(prepare(batch.images), training=False)
-            return loss(scores, batch.labels) * len(batch), jnp.sum(jnp.argmax(scores, axis=-1) == batch.labels)
+            labels = jnp.asarray(batch.labels)
+            return loss(scores, labels) * len(batch), jnp.sum(jnp.argmax(scores, axis=-1) == labels)
 
         self._sums = jax.jit(sums)
 

@@ -15,15 +15,15 @@ LeafQuantizer: TypeAlias = Callable[[jax.Array, jax.Array | None], tuple[jax.Arr
 
 
 class ModelSide(Protocol):
-    """A quantizer that lives in the model.
+    """A quantizer that lives in the model."""
 
-    Attributes:
-        bits: Bits of a code.
-        scales: float32 numbers per weight tensor that decoding needs beside the codes.
-    """
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
 
-    bits: int
-    scales: int
+    @property
+    def scales(self) -> int:
+        """float32 numbers per weight tensor that decoding needs beside the codes."""
 
     def init(self, params: Any) -> Any:
         """The parameters to train: those of the network, and what the quantizer learns."""
@@ -127,7 +127,7 @@ def stochastic_binary_connect() -> PerWeight:
 
 
 def ternary_weights() -> PerWeight:
-    """Ternary weight networks: with Δ = 0.7·mean|w|, ŵ = α·sign(w) where |w| > Δ and 0 elsewhere; α = mean of these |w|.
+    """Ternary weight networks: with Δ = 0.7·mean|w|, ŵ = α·sign(w) where |w| > Δ, else 0; α = mean of these |w|.
 
     Example:
         >>> ternary_weights().evaluated(jnp.array([[1.0, -0.6, 0.1, 0.0]]))  # Δ = 0.2975

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     if config.batch_size > len(dataset.train):
         fail(f"--batch-size must be at most {len(dataset.train)}, the training images, got {config.batch_size}", code=2)
     try:
-        folder = JobFolder(config)
+        folder = JobFolder(config, dataset.name or config.dataset)
     except OSError as error:
         fail(f"cannot write results to {error.filename}: {error.strerror}", code=2)
     except ValueError as error:
@@ -74,10 +74,8 @@ def train_all(config: TrainConfig, dataset: Dataset, folder: JobFolder, console:
             progress.compile(row.label)
             # A shorter training has the same schedule in less time.
             shrink = row.epochs(config.epochs) / config.epochs
-            learning_rate = schedule.in_steps(
-                config.initial_learning_rate(), config.epochs, steps_per_epoch * shrink
-            )
-            method = build(row, learning_rate, config.weight_bounds)
+            learning_rate = schedule.in_steps(config.initial_learning_rate(), config.epochs, steps_per_epoch * shrink)
+            method = build(row, learning_rate, config.weight_bounds, config.b1)
             two_stage = {
                 row.gradient_evaluations(step // steps_per_epoch + 1, step + 1) == 2
                 for step in range(row.epochs(config.epochs) * steps_per_epoch)

@@ -4,8 +4,29 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from experiments.config import TrainConfig
-from experiments.configs import digits, mnist_lenet5, mnist_mlp
+from experiments.configs import (
+    cifar10_vgg,
+    cifar10_vgg_augmented,
+    digits,
+    imagenet_resnet18,
+    mnist_lenet5,
+    mnist_mlp,
+    mnist_small_mlp,
+    svhn,
+)
 
 JOBS: Mapping[str, TrainConfig] = MappingProxyType(
-    {module.CONFIG.job: module.CONFIG for module in (digits, mnist_lenet5, mnist_mlp)}
+    {
+        module.CONFIG.job: module.CONFIG
+        for module in (
+            digits,
+            mnist_lenet5,
+            mnist_mlp,
+            mnist_small_mlp,
+            cifar10_vgg,
+            cifar10_vgg_augmented,
+            svhn,
+            imagenet_resnet18,
+        )
+    }
 )

@@ -8,6 +8,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 
 class MissingDataError(Exception):
@@ -24,8 +25,8 @@ class Batch:
         labels: int32, shape (n,).
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: np.ndarray | jax.Array
+    labels: np.ndarray | jax.Array
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -82,16 +83,15 @@ class Arrays(Batch):
             yield Batch(self.images[indices], self.labels[indices])
 
 
-def centre(images: jax.Array) -> jax.Array:
+def centre(images: ArrayLike) -> jax.Array:
     """Pixels 0 to 255 as float32 in [-1, 1]; float32 images as they are.
 
     Example:
         >>> centre(np.array([0, 255], np.uint8))
         Array([-1.,  1.], dtype=float32)
     """
-    if images.dtype == np.uint8:
-        return jnp.asarray(images, jnp.float32) / 127.5 - 1.0
-    return jnp.asarray(images)
+    images = jnp.asarray(images)
+    return images.astype(jnp.float32) / 127.5 - 1.0 if images.dtype == jnp.uint8 else images
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,15 @@ class Dataset:
         prepare: From stored images to the float32 images that a network sees.
         augment: From the prepared images of a minibatch and a random key to other images of the same shape; training
             only.
+        name: What the data set is on this machine, where that is more than its key says.
     """
 
     train: TrainingExamples
     validation: Examples
     test: Examples
-    prepare: Callable[[jax.Array], jax.Array] = centre
+    prepare: Callable[[ArrayLike], jax.Array] = centre
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    name: str = ""
 
     def first(self, count: int) -> "Dataset":
         """The same data set with at most `count` examples in each part."""

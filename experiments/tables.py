@@ -1,0 +1,37 @@
+"""Records as Markdown tables."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+Columns: TypeAlias = Mapping[str, tuple[str, Callable[[Any], str]]]
+
+
+def markdown(columns: Columns, records: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table with a row for each record.
+
+    Args:
+        columns: From the key of a record to the heading and to the text of a value; None gives an empty cell.
+        records: The rows.
+
+    Example:
+        >>> print(markdown({"name": ("network", str), "loss": ("loss", "{:.2f}".format)}, [{"name": "a", "loss": 0.5}]))
+        <BLANKLINE>
+        | network | loss |
+        |---------|------|
+        | a       | 0.50 |
+        <BLANKLINE>
+    """
+    table = Table(box=box.MARKDOWN)
+    for number, (heading, _) in enumerate(columns.values()):
+        table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
+    for record in records:
+        table.add_row(*("" if record.get(key) is None else text(record[key]) for key, (_, text) in columns.items()))
+    console = Console(file=io.StringIO(), width=400)
+    with console.capture() as capture:
+        console.print(table, crop=False, highlight=False, markup=False)
+    return "\n" + "\n".join(line.rstrip() for line in capture.get().strip().splitlines()) + "\n"
