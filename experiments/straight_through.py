@@ -74,8 +74,8 @@ class PerWeight:
 
 
 def _straight_through(latent: jax.Array, quantized: jax.Array) -> jax.Array:
-    """`quantized`, with the gradient of `latent`."""
-    return latent + jax.lax.stop_gradient(quantized - latent)
+    """`quantized`, exactly, with the gradient of `latent`."""
+    return jax.lax.stop_gradient(quantized) + (latent - jax.lax.stop_gradient(latent))
 
 
 def _sign(weights: jax.Array) -> jax.Array:
@@ -241,4 +241,4 @@ class LearnedStepSize:
 
 def _scale_gradient(value: jax.Array, factor: float) -> jax.Array:
     """`value`, with `factor` times its gradient."""
-    return value * factor + jax.lax.stop_gradient(value * (1 - factor))
+    return _straight_through(value * factor, value)
