@@ -65,7 +65,7 @@ class TrainConfig:
     loss: tyro.conf.Suppress[str] = "squared_hinge"
     schedules: tyro.conf.Suppress[Mapping[str, Schedule]]
 
-    methods: tuple[MethodName, ...] = ("full_precision", "laq", "forward_backtrack")
+    methods: tuple[MethodName, ...] = ("full_precision", "laq", "two_steps", "forward_backtrack")
     """Rows of the table; forward_backtrack gives one row for each period in --every."""
     quantizer: QuantizerName | None = None
     """Grid of laq, sam, two_steps and forward_backtrack; by default binary, or linear where --bits is above 1."""

@@ -80,7 +80,7 @@ def write_report(folders: Sequence[Path], output: Path, console: Console) -> Non
     (output / "report.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (output / "report.md").write_text("\n".join(text), encoding="utf-8")
     plot_jobs(jobs, output / "report.png")
-    console.print("\n".join(text), highlight=False, soft_wrap=True)
+    console.out("\n".join(text), highlight=False)
 
 
 def describe(job: Job) -> str:

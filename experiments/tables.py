@@ -20,7 +20,6 @@ def markdown(columns: Columns, records: Sequence[Mapping[str, Any]]) -> str:
 
     Example:
         >>> print(markdown({"name": ("network", str), "loss": ("loss", "{:.2f}".format)}, [{"name": "a", "loss": 0.5}]))
-        <BLANKLINE>
         | network | loss |
         |---------|------|
         | a       | 0.50 |
@@ -34,4 +33,4 @@ def markdown(columns: Columns, records: Sequence[Mapping[str, Any]]) -> str:
     console = Console(file=io.StringIO(), width=400)
     with console.capture() as capture:
         console.print(table, crop=False, highlight=False, markup=False)
-    return "\n" + "\n".join(line.rstrip() for line in capture.get().strip().splitlines()) + "\n"
+    return "\n".join(line.rstrip() for line in capture.get().strip().splitlines()) + "\n"
