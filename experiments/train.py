@@ -26,7 +26,13 @@ from experiments.steps import Evaluator, Programs
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the job of the command line."""
-    config = parse(arguments).effective()
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    folder = run_job(parse(arguments).effective(), console)
+    write_report([folder.path], folder.path, console)
+
+
+def run_job(config: TrainConfig, console: Console) -> JobFolder:
+    """Trains every method of a job; where it cannot, the program ends with one line on stderr."""
     try:
         dataset = DATASETS[config.dataset]()
     except MissingDataError as error:
@@ -42,19 +48,20 @@ def main(arguments: Sequence[str]) -> None:
     except ValueError as error:
         fail(str(error), code=2)
     try:
-        train_all(config, dataset, folder, Console(width=None if sys.stdout.isatty() else 120))
+        train_all(config, dataset, folder, console)
     except KeyboardInterrupt:
         fail(f"interrupted; the same command with --output {folder.path} goes on", code=130)
+    return folder
 
 
 def train_all(config: TrainConfig, dataset: Dataset, folder: JobFolder, console: Console) -> None:
-    """Trains every method with every seed, and writes the report of the folder.
+    """Trains every method with every seed.
 
     Args:
         config: The job.
         dataset: Its data.
         folder: Where results go; finished runs that it has are not repeated.
-        console: Where progress and table are shown.
+        console: Where progress is shown.
     """
     steps_per_epoch = len(dataset.train) // config.batch_size
     schedule = config.schedules[config.schedule]
@@ -85,7 +92,6 @@ def train_all(config: TrainConfig, dataset: Dataset, folder: JobFolder, console:
             runner = Runner(config, row, method, programs, evaluator, dataset, progress)
             for seed in todo:
                 runner.run(make_model(nnx.Rngs(seed), config.width), seed, runs[seed])
-    write_report([folder.path], folder.path, console)
 
 
 if __name__ == "__main__":
