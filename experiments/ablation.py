@@ -101,7 +101,7 @@ def _results(job: Job, row: Row) -> list[dict[str, Any]]:
 def _record(job: Job, row: Row) -> dict[str, Any]:
     results = _results(job, row)
     record: dict[str, Any] = {
-        "m": "LAQ" if row.every is None else f"{row.every} {row.every_unit}",
+        "m": "LAQ" if row.every is None else "every step" if row.every == 1 else f"{row.every} {row.every_unit}",
         "a": row.a,
         "seeds": len(results),
         "paper": paper_accuracy(job.name, row),

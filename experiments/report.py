@@ -188,19 +188,19 @@ def _percent(values: dict[int, float]) -> dict[int, float]:
     return {seed: 100 * value for seed, value in values.items()}
 
 
-def _spread(decimals: int) -> Any:
+def _spread(numbers: str) -> Any:
     def text(value: dict[str, float | None]) -> str:
         mean, deviation = value["mean"], value["deviation"]
-        return f"{mean:.{decimals}f}" + ("" if deviation is None else f" ± {deviation:.{decimals}f}")
+        return f"{mean:{numbers}}" + ("" if deviation is None else f" ± {deviation:{numbers}}")
 
     return text
 
 
-def _interval(decimals: int) -> Any:
+def _interval(numbers: str) -> Any:
     def text(value: dict[str, Any]) -> str:
         mean, low, high = value["mean"], value["low"], value["high"]
-        interval = "" if low is None else f" [{low:+.{decimals}f}, {high:+.{decimals}f}]"
-        return f"{mean:+.{decimals}f}{interval}"
+        interval = "" if low is None else f" [{low:+{numbers}}, {high:+{numbers}}]"
+        return f"{mean:+{numbers}}{interval}"
 
     return text
 
@@ -208,11 +208,11 @@ def _interval(decimals: int) -> Any:
 EQUAL_EPOCHS_COLUMNS: Columns = {
     "label": ("equal epochs", str),
     "seeds": ("seeds", str),
-    "test_accuracy": ("test accuracy %", _spread(2)),
+    "test_accuracy": ("test accuracy %", _spread(".2f")),
     "paper": ("paper %", "{:.2f}".format),
-    "test_accuracy_to_laq": ("Δ to LAQ", _interval(2)),
-    "train_loss": ("train loss", _spread(4)),
-    "train_loss_to_laq": ("Δ to LAQ", _interval(4)),
+    "test_accuracy_to_laq": ("Δ to LAQ", _interval(".2f")),
+    "train_loss": ("train loss", _spread(".2g")),
+    "train_loss_to_laq": ("Δ to LAQ", _interval(".2g")),
     "gradient_evaluations": ("gradients", "{:,.0f}".format),
     "bits_per_weight": ("bits/weight", "{:.3f}".format),
     "seconds": ("seconds", "{:.0f}".format),
@@ -221,11 +221,11 @@ EQUAL_GRADIENTS_COLUMNS: Columns = {
     "label": ("equal gradients", str),
     "seeds": ("seeds", str),
     "gradient_evaluations": ("gradients", "{:,.0f}".format),
-    "validation_accuracy": ("validation accuracy %", _spread(2)),
-    "validation_accuracy_to_laq": ("Δ to LAQ", _interval(2)),
-    "train_loss": ("train loss", _spread(4)),
-    "train_loss_to_laq": ("Δ to LAQ", _interval(4)),
-    "test_accuracy": ("test accuracy %", _spread(2)),
+    "validation_accuracy": ("validation accuracy %", _spread(".2f")),
+    "validation_accuracy_to_laq": ("Δ to LAQ", _interval(".2f")),
+    "train_loss": ("train loss", _spread(".2g")),
+    "train_loss_to_laq": ("Δ to LAQ", _interval(".2g")),
+    "test_accuracy": ("test accuracy %", _spread(".2f")),
 }
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def test_ternary_weights_keep_the_mean_above_the_threshold():
 
 def test_dorefa_has_uniform_levels_of_the_squashed_weights():
     weights = jnp.arctanh(jnp.array([[-0.8, -0.1, 0.2, 0.8]]))
-    # t = tanh(w)/1.6 + 1/2 = 0, 0.4375, 0.625, 1. With 2 bits 3t = 0, 1.3125, 1.875, 3; with 3 bits 7t = 0, 3.06, 4.4, 7.
+    # t = tanh(w)/1.6 + 1/2 = 0, 0.4375, 0.625, 1. With 2 bits 3t = 0, 1.31, 1.875, 3; with 3 bits 7t = 0, 3.06, 4.4, 7.
     for bits, expected in [(2, [0, 1, 2, 3]), (3, [0, 3, 4, 7])]:
         quantized, (codes,) = straight_through.dorefa(bits).forward(weights, KEY)
         np.testing.assert_array_equal(codes, [expected])

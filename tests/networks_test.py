@@ -1,5 +1,7 @@
 """Networks, losses and schedules of the experiments, against counts and values that follow from their definitions."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +42,7 @@ def test_max_pool_has_the_values_and_gradients_of_flax(size: int):
 
 
 def convolutions(*channels: int) -> list[int]:
-    return [9 * inputs * outputs for inputs, outputs in zip(channels, channels[1:], strict=False)]
+    return [9 * inputs * outputs for inputs, outputs in itertools.pairwise(channels)]
 
 
 @pytest.mark.parametrize(
