@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import models
+from experiments import convolutions, models
 from experiments.configs import JOBS
 from experiments.losses import cross_entropy, squared_hinge
 from experiments.schedules import LAQ_MNIST, PAPER_CIFAR10, PAPER_IMAGENET, PAPER_MNIST, CosineDecay
@@ -41,25 +41,33 @@ def test_max_pool_has_the_values_and_gradients_of_flax(size: int):
     np.testing.assert_array_equal(gradient, expected)
 
 
-def convolutions(*channels: int) -> list[int]:
+@pytest.mark.parametrize("formulation", convolutions.FORMULATIONS)
+def test_all_formulations_of_a_convolution_are_the_convolution_of_flax(formulation: str):
+    layer = nnx.Conv(3, 4, (3, 3), padding="SAME", use_bias=False, rngs=nnx.Rngs(0))
+    images = jax.random.normal(jax.random.key(0), (2, 5, 6, 3))
+    result = convolutions.FORMULATIONS[formulation](images, layer.kernel[...])
+    np.testing.assert_allclose(result, layer(images), rtol=1e-4, atol=1e-5)
+
+
+def kernels(*channels: int) -> list[int]:
     return [9 * inputs * outputs for inputs, outputs in itertools.pairwise(channels)]
 
 
 @pytest.mark.parametrize(
     ("network", "weights", "units"),
     [
-        ("digits_cnn", [*convolutions(1, 16, 32), 2 * 2 * 32 * 64, 64 * 10], [16, 32, 64, 10]),
-        ("lenet5", [*convolutions(1, 20, 50), 7 * 7 * 50 * 500, 500 * 10], [20, 50, 500, 10]),
+        ("digits_cnn", [*kernels(1, 16, 32), 2 * 2 * 32 * 64, 64 * 10], [16, 32, 64, 10]),
+        ("lenet5", [*kernels(1, 20, 50), 7 * 7 * 50 * 500, 500 * 10], [20, 50, 500, 10]),
         ("mlp", [784 * 2048, 2048 * 2048, 2048 * 2048, 2048 * 10], [2048, 2048, 2048, 10]),
         ("small_mlp", [784 * 256, 256 * 256, 256 * 10], [256, 256, 10]),
         (
             "vgg",
-            [*convolutions(3, 128, 128, 256, 256, 512, 512), 4 * 4 * 512 * 1024, 1024 * 1024, 1024 * 10],
+            [*kernels(3, 128, 128, 256, 256, 512, 512), 4 * 4 * 512 * 1024, 1024 * 1024, 1024 * 10],
             [128, 128, 256, 256, 512, 512, 1024, 1024, 10],
         ),
         (
             "svhn_net",
-            [*convolutions(3, 64, 64, 128, 128, 256, 256), 4 * 4 * 256 * 1024, 1024 * 1024, 1024 * 10],
+            [*kernels(3, 64, 64, 128, 128, 256, 256), 4 * 4 * 256 * 1024, 1024 * 1024, 1024 * 10],
             [64, 64, 128, 128, 256, 256, 1024, 1024, 10],
         ),
     ],
