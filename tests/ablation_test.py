@@ -36,7 +36,7 @@ def test_the_grid_has_a_cell_for_each_pair_and_goes_on(tmp_path: Path, capsys: p
     ablation.main([*options[:-1], "--a-values", "0.6", "--output", str(tmp_path)])
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/seed-0/result.json")}
     assert len(times) == 3
-    ablation.main([*options, str(tmp_path)])
+    ablation.main([*options, "--a-values", "0.6", "0.3"])
     assert all(path.stat().st_mtime_ns == before for path, before in times.items())
 
     records = json.loads((tmp_path / "ablation.json").read_text())
