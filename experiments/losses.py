@@ -40,7 +40,7 @@ def cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
         A scalar.
 
     Example:
-        >>> float(cross_entropy(jnp.log(jnp.array([[0.25, 0.75]])), jnp.array([0])).round(4))  # -log(0.25)
+        >>> round(float(cross_entropy(jnp.log(jnp.array([[0.25, 0.75]])), jnp.array([0]))), 4)  # -log(0.25)
         1.3863
     """
     return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(scores, labels))
