@@ -21,6 +21,7 @@ from experiments.paper import A_VALUES
 from experiments.paper import accuracy as paper_accuracy
 from experiments.results_reading import Job, read_job
 from experiments.rows import Row
+from experiments.statistics import standard_deviation
 from experiments.tables import Columns, markdown
 from experiments.train import run_job
 
@@ -110,7 +111,7 @@ def _record(job: Job, row: Row) -> dict[str, Any]:
     for key, (_, factor, _) in MEASURES.items():
         values = [factor * result[key] for result in results]
         record[key] = statistics.fmean(values)
-        record[f"{key}_deviation"] = statistics.stdev(values) if len(values) > 1 else None
+        record[f"{key}_deviation"] = standard_deviation(values)
     return record
 
 

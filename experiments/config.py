@@ -138,11 +138,15 @@ class TrainConfig:
     @property
     def grid(self) -> str:
         """The grid of --quantizer and --bits, with its bits where it has a choice."""
-        name = self.quantizer or ("binary" if self.bits in (None, 1) else "linear")
+        name = self._spacing
         return name if name in FIXED_BITS else f"{name}{self.bits}"
 
+    @property
+    def _spacing(self) -> str:
+        return self.quantizer or ("binary" if self.bits in (None, 1) else "linear")
+
     def _check_grid(self) -> None:
-        name = self.grid.rstrip("0123456789-").removesuffix("None")
+        name = self._spacing
         if name in FIXED_BITS:
             _require(self.bits in (None, FIXED_BITS[name]), "bits", f"{FIXED_BITS[name]} for {name} weights", self.bits)
         elif self.bits is None:

@@ -1,5 +1,6 @@
 """What each method of a comparison does: the weights of its forward pass, and its updates."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,7 @@ class Method:
     def bits_per_weight(self, params: Any, optimizer_state: Any) -> float:
         """Bits that a weight takes on average, scales included; only parameters with two or more axes are weights."""
         shapes = [leaf.shape for leaf in jax.tree.leaves(params) if leaf.ndim >= 2]
-        weights = sum(map(_size, shapes))
+        weights = sum(map(math.prod, shapes))
         if self.model_side is not None:
             return self.model_side.bits + 32 * self.model_side.scales * len(shapes) / weights
         quantized = jax.eval_shape(lambda p, s: fobt.quantize(p, s, self.quantizer), params, optimizer_state)
@@ -161,10 +162,3 @@ def _learned_step_size_optimizer(learning_rate: optax.Schedule, b1: float) -> op
         },
         {"network": "weights", "step_sizes": "step_sizes"},
     )
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

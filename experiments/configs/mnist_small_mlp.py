@@ -1,7 +1,4 @@
-"""784-256-256-10 on MNIST: small enough for studies with many seeds and settings.
-
-The learning rate is the best of 0.001, 0.003, 0.01 and 0.03 for each method.
-"""
+"""784-256-256-10 on MNIST: small enough for studies with many seeds and settings."""
 
 from experiments.config import TrainConfig
 from experiments.schedules import LAQ_MNIST, PAPER_MNIST, CosineDecay
