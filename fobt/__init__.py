@@ -4,6 +4,7 @@ from fobt._bounds import bound_weights
 from fobt._forward_backtrack import forward_backtrack
 from fobt._granularity import per_block, per_channel, per_tensor
 from fobt._leaves import identity, per_leaf
+from fobt._optimistic import optimistic, trial_params
 from fobt._params import quantize, quantized_params
 from fobt._preconditioner import Preconditioner, adam_preconditioner
 from fobt._quantized import Quantized
@@ -21,6 +22,7 @@ __all__ = [
     "identity",
     "linear",
     "logarithmic",
+    "optimistic",
     "per_block",
     "per_channel",
     "per_leaf",
@@ -28,5 +30,6 @@ __all__ = [
     "quantize",
     "quantized_params",
     "ternary",
+    "trial_params",
     "value_and_grad",
 ]
