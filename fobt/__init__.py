@@ -1,7 +1,10 @@
 """Training weights of 1 to 4 bits in JAX: loss-aware quantization and one step forward and backtrack, for Optax."""
 
+from fobt._batch_stats import reestimate_batch_stats
 from fobt._bounds import bound_weights
+from fobt._dampening import dampening_loss
 from fobt._forward_backtrack import forward_backtrack
+from fobt._freezing import freeze_oscillations, frozen_weights
 from fobt._granularity import per_block, per_channel, per_tensor
 from fobt._leaves import identity, per_leaf
 from fobt._optimistic import optimistic, trial_params
@@ -18,7 +21,10 @@ __all__ = [
     "adam_preconditioner",
     "binary",
     "bound_weights",
+    "dampening_loss",
     "forward_backtrack",
+    "freeze_oscillations",
+    "frozen_weights",
     "identity",
     "linear",
     "logarithmic",
@@ -29,6 +35,7 @@ __all__ = [
     "per_tensor",
     "quantize",
     "quantized_params",
+    "reestimate_batch_stats",
     "ternary",
     "trial_params",
     "value_and_grad",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import optax
 
 from fobt._leaves import TreeQuantizer, leaf_paths, leaf_quantizers
 from fobt._quantized import Quantized
+from fobt._quantizers import Quantizer
 
 # Only guards zeros: weights whose gradient has always been zero keep a vote, a vanishing one.
 _EPS = 1e-8
@@ -50,10 +52,11 @@ def quantize(params: optax.Params, state: optax.OptState | None, quantizer: Tree
     """
     leaves, structure = jax.tree.flatten(params)
     quantizers = leaf_quantizers(quantizer, params)
-    second_moments = _second_moments(params, state, [q is not None for q in quantizers])
     quantized = [
-        leaf if quantize_leaf is None else quantize_leaf(leaf, _curvature(nu))
-        for leaf, quantize_leaf, nu in zip(leaves, quantizers, second_moments, strict=True)
+        leaf if quantize_leaf is None else quantize_leaf(leaf, curvature)
+        for leaf, quantize_leaf, curvature in zip(
+            leaves, quantizers, curvatures(params, state, quantizers), strict=True
+        )
     ]
     return jax.tree.unflatten(structure, quantized)
 
@@ -91,12 +94,24 @@ def dequantize(tree: Any) -> Any:
     return jax.tree.map(
         lambda leaf: leaf.dequantize() if isinstance(leaf, Quantized) else leaf,
         tree,
-        is_leaf=lambda leaf: isinstance(leaf, Quantized),
+        is_leaf=_is_quantized,
     )
 
 
-def _curvature(nu: jax.Array | None) -> jax.Array | None:
-    return None if nu is None else jnp.sqrt(nu.astype(jnp.promote_types(nu.dtype, jnp.float32))) + _EPS
+def leaves_of_quantized(tree: Any) -> list[Any]:
+    """The leaves of a tree that `quantize` made, in their order: each a `Quantized` or an array."""
+    return jax.tree.leaves(tree, is_leaf=_is_quantized)
+
+
+def curvatures(
+    params: optax.Params, state: optax.OptState | None, quantizers: Sequence[Quantizer | None]
+) -> list[jax.Array | None]:
+    """√v + ε for every leaf of `params` that has a quantizer; None for the others, and where there is no state."""
+    second_moments = _second_moments(params, state, [quantizer is not None for quantizer in quantizers])
+    return [
+        None if nu is None else jnp.sqrt(nu.astype(jnp.promote_types(nu.dtype, jnp.float32))) + _EPS
+        for nu in second_moments
+    ]
 
 
 def _second_moments(params: optax.Params, state: optax.OptState | None, needed: list[bool]) -> list[jax.Array | None]:
@@ -126,6 +141,10 @@ def _second_moments(params: optax.Params, state: optax.OptState | None, needed: 
                 f"{len(candidates)}. Pass the part of the state that belongs to the optimizer you mean."
             )
     return [candidates[0] if need else None for candidates, need in zip(found, needed, strict=True)]
+
+
+def _is_quantized(leaf: Any) -> bool:
+    return isinstance(leaf, Quantized)
 
 
 def _is_hole(leaf: Any) -> bool:
