@@ -17,13 +17,24 @@ MethodName = Literal[
     "bwn",
     "twn",
     "laq",
+    "nadam",
+    "nesterov",
+    "optimistic",
     "dorefa",
     "lsq",
     "sam",
     "two_steps",
     "forward_backtrack",
 ]
-GRID_METHODS = ("laq", "sam", "two_steps", "forward_backtrack")  # those that --quantizer is for
+GRID_METHODS = (
+    "laq",
+    "nadam",
+    "nesterov",
+    "optimistic",
+    "sam",
+    "two_steps",
+    "forward_backtrack",
+)  # those that --quantizer is for
 TWO_GRADIENT_METHODS = ("sam", "two_steps")  # those with two gradients in every step
 QuantizerName = Literal["binary", "ternary", "linear", "logarithmic"]
 FIXED_BITS = {"binary": 1, "ternary": 2}
@@ -39,6 +50,7 @@ SHARED = (
     "epochs",
     "batch_size",
     "b1",
+    "b2",
     "weight_bounds",
     "limit",
 )
@@ -68,7 +80,7 @@ class TrainConfig:
     methods: tuple[MethodName, ...] = ("full_precision", "laq", "two_steps", "forward_backtrack")
     """Rows of the table; forward_backtrack gives one row for each period in --every."""
     quantizer: QuantizerName | None = None
-    """Grid of laq, sam, two_steps and forward_backtrack; by default binary, or linear where --bits is above 1."""
+    """Grid of laq and the methods built on it; by default binary, or linear where --bits is above 1."""
     bits: int | None = None
     """Bits per weight: 2 to 8 for linear, 2 to 5 for logarithmic, 1 to 4 for dorefa, 2 to 4 for lsq."""
     solver: Literal["exact", "histogram", "alternating"] | None = None
@@ -76,7 +88,7 @@ class TrainConfig:
     scales: Literal[2] | None = None
     """2 gives positive and negative ternary weights a scale each."""
     a: float = 0.6
-    """Backtracking coefficient of forward_backtrack in (0, 1]; 1 is laq."""
+    """Backtracking coefficient of forward_backtrack and optimistic in (0, 1]; 1 is laq."""
     every: tuple[int, ...] = (1,)
     """Periods of the two-stage update of forward_backtrack; several give several rows."""
     every_unit: Literal["steps", "epochs"] = "steps"
@@ -102,6 +114,8 @@ class TrainConfig:
     """Learning rate at the start, instead of the schedule's own."""
     b1: float = 0.9
     """Decay rate of the first moment of Adam; 0 is no momentum."""
+    b2: float = 0.999
+    """Decay rate of the second moment of Adam."""
     limit: int | None = None
     """Use only so many images of each part of the data set."""
     quick: bool = False
@@ -125,7 +139,8 @@ class TrainConfig:
         _require(self.schedule in self.schedules, "schedule", f"one of {', '.join(self.schedules)}", self.schedule)
         for option, rate in [("learning-rate", self.learning_rate), ("rho", self.rho), ("width", self.width)]:
             _require(rate is None or 0 < rate < float("inf"), option, "positive and finite", rate)
-        _require(0 <= self.b1 < 1, "b1", "in [0, 1)", self.b1)
+        for option, rate in [("b1", self.b1), ("b2", self.b2)]:
+            _require(0 <= rate < 1, option, "in [0, 1)", rate)
         _require(self.checkpoint_seconds >= 0, "checkpoint-seconds", "at least 0", self.checkpoint_seconds)
         low, high = self.weight_bounds
         _require(low < high, "weight-bounds", "two increasing numbers", self.weight_bounds)

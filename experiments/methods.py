@@ -20,23 +20,27 @@ class Method:
     Attributes:
         optimizer: Turns gradients at the weights of the forward pass into updates; called with `grad_fn` and
             `two_stage`.
-        quantizer: The projection that gives these weights; anything that `fobt.value_and_grad` takes.
+        quantizer: The projection that gives these weights.
         weighted: Whether the projection is weighted by the curvature.
         model_side: What the model does with the weights itself, for methods whose quantizer is the identity.
+        lookahead: The optimizer whose next step is foreseen, for methods that take their gradient there.
     """
 
     optimizer: optax.GradientTransformationExtraArgs
     quantizer: Any
     weighted: bool = True
     model_side: ModelSide | None = None
+    lookahead: optax.GradientTransformation | None = None
 
     def init(self, params: Any) -> Any:
         """The parameters to train."""
         return params if self.model_side is None else self.model_side.init(params)
 
-    def projection_state(self, optimizer_state: Any) -> Any:
-        """The optimizer state that the projection takes the curvature from, or None for curvature 1."""
-        return optimizer_state if self.weighted else None
+    def projected(self, params: Any, optimizer_state: Any) -> Any:
+        """The weights at which a training step takes its gradient; a model-side quantizer comes after them."""
+        if self.lookahead is not None:
+            return fobt.trial_params(params, optimizer_state, self.quantizer, self.lookahead)
+        return fobt.quantized_params(params, self._projection_state(optimizer_state), self.quantizer)
 
     def forward(self, weights: Any, key: jax.Array) -> Any:
         """The weights of the network in training, differentiable in the projected parameters."""
@@ -46,14 +50,17 @@ class Method:
         """Codes of the quantized leaves, in the order of the tree."""
         if self.model_side is not None:
             return self.model_side.forward(params, key)[1]
-        quantized = fobt.quantize(params, self.projection_state(optimizer_state), self.quantizer)
+        quantized = fobt.quantize(params, self._projection_state(optimizer_state), self.quantizer)
         return [leaf.codes for leaf in quantized_leaves(quantized)]
 
     def evaluated(self, params: Any, optimizer_state: Any) -> Any:
         """The weights of the network in evaluation: those that would be shipped."""
         if self.model_side is not None:
             return self.model_side.evaluated(params)
-        return fobt.quantized_params(params, self.projection_state(optimizer_state), self.quantizer)
+        return fobt.quantized_params(params, self._projection_state(optimizer_state), self.quantizer)
+
+    def _projection_state(self, optimizer_state: Any) -> Any:
+        return optimizer_state if self.weighted else None
 
     def bits_per_weight(self, params: Any, optimizer_state: Any) -> float:
         """Bits that a weight takes on average, scales included; only parameters with two or more axes are weights."""
@@ -89,21 +96,26 @@ def make_quantizer(grid: str, solver: str | None, scales: int | None) -> fobt.Qu
     return getattr(fobt, grid[:-1])(int(grid[-1]), **options)
 
 
-def build(row: Row, learning_rate: optax.Schedule, weight_bounds: tuple[float, float], b1: float = 0.9) -> Method:
+def build(
+    row: Row, learning_rate: optax.Schedule, weight_bounds: tuple[float, float], b1: float = 0.9, b2: float = 0.999
+) -> Method:
     """The method of a row.
 
     full_precision is Adam. laq (LAB and LAT with their grids) is Adam with gradients at the loss-aware projection; bwn
-    is the same with the binary projection that curvature does not weight, α = mean|w|. binary_connect,
-    binary_connect_stochastic, twn, dorefa and lsq are Adam on a model of `experiments.straight_through`. sam and
-    two_steps are the controls of `experiments.controls`.
+    is the same with the binary projection that curvature does not weight, α = mean|w|. nadam is laq with Optax's NAdam;
+    nesterov takes its only gradient where momentum carries the quantized weights, and optimistic where the method's
+    step along its last trial gradient does (`fobt.trial_params`). binary_connect, binary_connect_stochastic, twn,
+    dorefa and lsq are Adam on a model of `experiments.straight_through`. sam and two_steps are the controls of
+    `experiments.controls`.
 
     Args:
         row: Which method, with its settings.
         learning_rate: As a function of the minibatches seen before.
         weight_bounds: Bounds of the full-precision copies; dorefa and lsq, whose definitions have none, go without.
         b1: Decay rate of the first moment.
+        b2: Decay rate of the second moment.
     """
-    adam = optax.adam(learning_rate, b1)
+    adam = optax.adam(learning_rate, b1, b2)
     if row.method == "full_precision":
         return Method(optax.with_extra_args_support(adam), fobt.identity())
     if row.method == "dorefa":
@@ -112,7 +124,7 @@ def build(row: Row, learning_rate: optax.Schedule, weight_bounds: tuple[float, f
     if row.method == "lsq":
         assert row.bits is not None
         return _on_model_side(
-            _learned_step_size_optimizer(learning_rate, b1), straight_through.LearnedStepSize(row.bits)
+            _learned_step_size_optimizer(learning_rate, b1, b2), straight_through.LearnedStepSize(row.bits)
         )
     if row.method in MODEL_SIDE:
         # Any quantizer serves to say that all weight tensors are bounded.
@@ -127,14 +139,25 @@ def build(row: Row, learning_rate: optax.Schedule, weight_bounds: tuple[float, f
     bounds = fobt.bound_weights(weight_bounds, quantizer)
     if row.method == "laq":
         return Method(optax.with_extra_args_support(optax.chain(adam, bounds)), quantizer)
+    if row.method == "nadam":
+        nadam = optax.nadam(learning_rate, b1, b2)
+        return Method(optax.with_extra_args_support(optax.chain(nadam, bounds)), quantizer)
+    if row.method == "nesterov":
+        nesterov = optax.chain(adam, bounds)
+        return Method(optax.with_extra_args_support(nesterov), quantizer, lookahead=nesterov)
     if row.method == "sam":
         assert row.rho is not None
         return Method(controls.sharpness_aware(optax.chain(adam, bounds), quantizer, row.rho), quantizer)
     if row.method == "two_steps":
-        adam = optax.adam(lambda count: learning_rate(count // 2), b1)
+        adam = optax.adam(lambda count: learning_rate(count // 2), b1, b2)
         return Method(controls.two_steps(optax.chain(adam, bounds), quantizer), quantizer)
     assert row.a is not None
-    optimizer = fobt.forward_backtrack(learning_rate, quantizer, a=row.a, b1=b1, weight_bounds=weight_bounds)
+    optimizer = fobt.forward_backtrack(learning_rate, quantizer, a=row.a, b1=b1, b2=b2, weight_bounds=weight_bounds)
+    if row.method == "optimistic":
+        optimistic = fobt.optimistic(optimizer)
+        # Every step is one with a trial gradient: a plain transformation is not told which steps are two-stage.
+        every_step = optax.with_extra_args_support(optax.GradientTransformation(optimistic.init, optimistic.update))
+        return Method(every_step, quantizer, lookahead=optimistic)
     return Method(optimizer, quantizer)
 
 
@@ -149,7 +172,7 @@ def _on_model_side(optimizer: optax.GradientTransformation, model_side: ModelSid
     return Method(optax.with_extra_args_support(optimizer), fobt.identity(), model_side=model_side)
 
 
-def _learned_step_size_optimizer(learning_rate: optax.Schedule, b1: float) -> optax.GradientTransformation:
+def _learned_step_size_optimizer(learning_rate: optax.Schedule, b1: float, b2: float) -> optax.GradientTransformation:
     """Adam, with a hundredth of the learning rate for step sizes.
 
     Adam moves every number by about the learning rate in a step, and a step size is about a hundredth of the range of
@@ -157,8 +180,8 @@ def _learned_step_size_optimizer(learning_rate: optax.Schedule, b1: float) -> op
     """
     return optax.partition(
         {
-            "weights": optax.adam(learning_rate, b1),
-            "step_sizes": optax.adam(lambda count: 0.01 * learning_rate(count), b1),
+            "weights": optax.adam(learning_rate, b1, b2),
+            "step_sizes": optax.adam(lambda count: 0.01 * learning_rate(count), b1, b2),
         },
         {"network": "weights", "step_sizes": "step_sizes"},
     )

@@ -14,6 +14,9 @@ TITLES = {
     "bwn": "BWN",
     "twn": "TWN",
     "laq": "LAQ",
+    "nadam": "LAQ with NAdam",
+    "nesterov": "quantized Nesterov",
+    "optimistic": "optimistic",
     "dorefa": "DoReFa",
     "lsq": "LSQ",
     "sam": "LAQ with SAM",
@@ -133,6 +136,8 @@ def expand(config: TrainConfig) -> list[Row]:
             row = dataclasses.replace(row, bits=config.bits or 2)
         if method == "sam":
             row = dataclasses.replace(row, rho=config.rho)
+        if method == "optimistic":
+            row = dataclasses.replace(row, a=config.a)
         if method == "forward_backtrack":
             rows += [
                 dataclasses.replace(

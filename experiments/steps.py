@@ -88,8 +88,9 @@ def train_step(
         value = loss(model(images, training=True), jnp.asarray(batch.labels))
         return value, nnx.as_pure(nnx.state(model, nnx.BatchStat))
 
-    loss_and_grads = fobt.value_and_grad(loss_fn, method.quantizer, has_aux=True)
-    (value, batch_stats), grads, grad_fn = loss_and_grads(state.params, method.projection_state(state.optimizer))
+    # The method projects, so what it gives is differentiated as it is.
+    loss_and_grads = fobt.value_and_grad(loss_fn, fobt.identity(), has_aux=True)
+    (value, batch_stats), grads, grad_fn = loss_and_grads(method.projected(state.params, state.optimizer), None)
     # The same projection once more: XLA computes it once.
     codes = method.codes(state.params, state.optimizer, forward_key)
     updates, optimizer = method.optimizer.update(

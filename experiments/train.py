@@ -4,6 +4,7 @@ Without arguments it trains 1-bit weights on handwritten digits and compares ful
 (LAQ) and one step forward and backtrack. See experiments/README.md, or `--help` for the options.
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
 def run_job(config: TrainConfig, console: Console) -> JobFolder:
     """Trains every method of a job; where it cannot, the program ends with one line on stderr."""
     try:
-        dataset = DATASETS[config.dataset]()
+        dataset = load(config.dataset)
     except MissingDataError as error:
         fail(str(error), code=1)
     if config.limit is not None:
@@ -52,6 +53,12 @@ def run_job(config: TrainConfig, console: Console) -> JobFolder:
     except KeyboardInterrupt:
         fail(f"interrupted; the same command with --output {folder.path} goes on", code=130)
     return folder
+
+
+@functools.lru_cache(maxsize=1)
+def load(dataset: str) -> Dataset:
+    """Loads a data set, once for jobs that follow each other."""
+    return DATASETS[dataset]()
 
 
 def train_all(config: TrainConfig, dataset: Dataset, folder: JobFolder, console: Console) -> None:
@@ -82,7 +89,7 @@ def train_all(config: TrainConfig, dataset: Dataset, folder: JobFolder, console:
             # A shorter training has the same schedule in less time.
             shrink = row.epochs(config.epochs) / config.epochs
             learning_rate = schedule.in_steps(config.initial_learning_rate(), config.epochs, steps_per_epoch * shrink)
-            method = build(row, learning_rate, config.weight_bounds, config.b1)
+            method = build(row, learning_rate, config.weight_bounds, config.b1, config.b2)
             two_stage = {
                 row.gradient_evaluations(step // steps_per_epoch + 1, step + 1) == 2
                 for step in range(row.epochs(config.epochs) * steps_per_epoch)

@@ -171,6 +171,9 @@ def test_the_schedule_of_two_steps_counts_minibatches():
         (Row(method="laq", grid="ternary", solver="exact", scales=2), 2 + 64 * 2 / 192, 2),
         (Row(method="laq", grid="ternary", solver="alternating"), 2 + 32 * 2 / 192, 2),
         (Row(method="laq", grid="linear3"), 3 + 32 * 2 / 192, 2),
+        (Row(method="nadam", grid="binary"), 1 + 32 * 2 / 192, 2),
+        (Row(method="nesterov", grid="binary"), 1 + 32 * 2 / 192, 2),
+        (Row(method="optimistic", grid="binary", a=0.6), 1 + 32 * 2 / 192, 2),
         (Row(method="laq", grid="logarithmic4"), 4 + 32 * 2 / 192, 2),
         (Row(method="dorefa", bits=1), 1 + 32 * 2 / 192, 2),
         (Row(method="dorefa", bits=4), 4, 2),
@@ -203,9 +206,7 @@ def test_every_method_trains_a_small_model_and_counts_its_bits(row: Row, bits: f
 
     @jax.jit
     def step(params, state, key):
-        loss, grads, grad_fn = fobt.value_and_grad(loss_fn, method.quantizer)(
-            params, method.projection_state(state), key
-        )
+        loss, grads, grad_fn = fobt.value_and_grad(loss_fn, fobt.identity())(method.projected(params, state), None, key)
         updates, state = method.optimizer.update(grads, state, params, grad_fn=grad_fn, two_stage=True)
         return optax.apply_updates(params, updates), state, loss
 
