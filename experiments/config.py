@@ -17,6 +17,8 @@ MethodName = Literal[
     "bwn",
     "twn",
     "laq",
+    "laq_freezing",
+    "laq_dampening",
     "nadam",
     "nesterov",
     "optimistic",
@@ -28,6 +30,8 @@ MethodName = Literal[
 ]
 GRID_METHODS = (
     "laq",
+    "laq_freezing",
+    "laq_dampening",
     "nadam",
     "nesterov",
     "optimistic",
@@ -53,6 +57,7 @@ SHARED = (
     "b2",
     "weight_bounds",
     "limit",
+    "reestimate_batch_stats",
 )
 
 
@@ -95,6 +100,12 @@ class TrainConfig:
     """What --every counts: every m-th step is two-stage, or every step of epochs m, 2m, ..."""
     rho: float = 0.05
     """Radius of the perturbation of sam."""
+    freezing_threshold: float = 0.01
+    """Oscillation frequency above which laq_freezing freezes a weight at the end of training; from a quarter of the
+    training on the threshold falls to it from ten times that."""
+    dampening: float = 0.1
+    """Weight of the dampening loss of laq_dampening at the end of training; from a quarter of the training on it rises
+    to it from 0."""
     budget: Literal["epochs", "gradients"] = "epochs"
     """What is equal: all rows take --epochs, or rows with more gradients per minibatch take fewer epochs, with their
     schedule compressed."""
@@ -118,6 +129,9 @@ class TrainConfig:
     """Decay rate of the second moment of Adam."""
     limit: int | None = None
     """Use only so many images of each part of the data set."""
+    reestimate_batch_stats: int = 0
+    """Before every evaluation replace the running averages of batch normalisation by averages over so many training
+    batches, at the evaluated weights; 0 keeps the running averages."""
     quick: bool = False
     """Shrink the job to seconds, to see whether it works: 2 epochs, 1 seed, 512 images, networks of 1/8 width."""
     checkpoint_seconds: float = 60.0
@@ -139,6 +153,10 @@ class TrainConfig:
         _require(self.schedule in self.schedules, "schedule", f"one of {', '.join(self.schedules)}", self.schedule)
         for option, rate in [("learning-rate", self.learning_rate), ("rho", self.rho), ("width", self.width)]:
             _require(rate is None or 0 < rate < float("inf"), option, "positive and finite", rate)
+        for option, rate in [("freezing-threshold", self.freezing_threshold), ("dampening", self.dampening)]:
+            _require(0 < rate < float("inf"), option, "positive and finite", rate)
+        batches = self.reestimate_batch_stats
+        _require(batches >= 0, "reestimate-batch-stats", "at least 0", batches)
         for option, rate in [("b1", self.b1), ("b2", self.b2)]:
             _require(0 <= rate < 1, option, "in [0, 1)", rate)
         _require(self.checkpoint_seconds >= 0, "checkpoint-seconds", "at least 0", self.checkpoint_seconds)

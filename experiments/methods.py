@@ -8,8 +8,9 @@ import jax
 import optax
 
 import fobt
-from experiments import controls, straight_through
+from experiments import controls, remedies, straight_through
 from experiments.rows import Row
+from experiments.schedules import after_a_quarter
 from experiments.straight_through import ModelSide
 
 
@@ -97,12 +98,19 @@ def make_quantizer(grid: str, solver: str | None, scales: int | None) -> fobt.Qu
 
 
 def build(
-    row: Row, learning_rate: optax.Schedule, weight_bounds: tuple[float, float], b1: float = 0.9, b2: float = 0.999
+    row: Row,
+    learning_rate: optax.Schedule,
+    weight_bounds: tuple[float, float],
+    b1: float = 0.9,
+    b2: float = 0.999,
+    *,
+    steps: int | None = None,
 ) -> Method:
     """The method of a row.
 
     full_precision is Adam. laq (LAB and LAT with their grids) is Adam with gradients at the loss-aware projection; bwn
-    is the same with the binary projection that curvature does not weight, α = mean|w|. nadam is laq with Optax's NAdam;
+    is the same with the binary projection that curvature does not weight, α = mean|w|. laq_freezing and laq_dampening
+    are laq with the published schedules of these remedies against oscillations. nadam is laq with Optax's NAdam;
     nesterov takes its only gradient where momentum carries the quantized weights, and optimistic where the method's
     step along its last trial gradient does (`fobt.trial_params`). binary_connect, binary_connect_stochastic, twn,
     dorefa and lsq are Adam on a model of `experiments.straight_through`. sam and two_steps are the controls of
@@ -114,6 +122,7 @@ def build(
         weight_bounds: Bounds of the full-precision copies; dorefa and lsq, whose definitions have none, go without.
         b1: Decay rate of the first moment.
         b2: Decay rate of the second moment.
+        steps: Minibatches of the whole training, for laq_freezing and laq_dampening.
     """
     adam = optax.adam(learning_rate, b1, b2)
     if row.method == "full_precision":
@@ -139,6 +148,17 @@ def build(
     bounds = fobt.bound_weights(weight_bounds, quantizer)
     if row.method == "laq":
         return Method(optax.with_extra_args_support(optax.chain(adam, bounds)), quantizer)
+    if row.method == "laq_freezing":
+        assert row.threshold is not None
+        assert steps is not None
+        # No frequency is above 1.
+        threshold = after_a_quarter(steps, 1.0, 10 * row.threshold, row.threshold)
+        return Method(fobt.freeze_oscillations(optax.chain(adam, bounds), quantizer, threshold), quantizer)
+    if row.method == "laq_dampening":
+        assert row.dampening is not None
+        assert steps is not None
+        weight = after_a_quarter(steps, 0.0, 0.0, row.dampening)
+        return Method(remedies.dampened(optax.chain(adam, bounds), quantizer, weight), quantizer)
     if row.method == "nadam":
         nadam = optax.nadam(learning_rate, b1, b2)
         return Method(optax.with_extra_args_support(optax.chain(nadam, bounds)), quantizer)

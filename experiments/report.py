@@ -22,10 +22,10 @@ from experiments.tables import Columns, markdown
 EXPLANATION = """\
 Mean ± standard deviation over seeds. Test accuracy is read once, at the epoch with the best validation accuracy. Train
 loss is taken after the last epoch over the first 10,000 training images; both at the quantized weights, with running
-batch statistics. Gradients: gradient evaluations of one run; two-stage steps and the two controls (two LAQ steps, SAM)
-take two per minibatch. Δ: paired difference to the LAQ row with the same grid, mean over common seeds, with the 95 %
-percentile bootstrap interval, which is too narrow where seeds are few. Bits/weight: scales included. Seconds: of
-training steps, on a machine with other work. Paper: one figure without spread, {source}.
+batch statistics where nothing else is said. Gradients: gradient evaluations of one run; two-stage steps and the two
+controls (two LAQ steps, SAM) take two per minibatch. Δ: paired difference to the LAQ row with the same grid, mean over
+common seeds, with the 95 % percentile bootstrap interval, which is too narrow where seeds are few. Bits/weight: scales
+included. Seconds: of training steps, on a machine with other work. Paper: one figure without spread, {source}.
 """
 EQUAL_GRADIENTS = """\
 At the number of gradient evaluations that LAQ took in all: best validation accuracy until then, and train loss at the
@@ -88,9 +88,11 @@ def describe(job: Job) -> str:
     s = job.settings
     width = "" if s["width"] == 1 else f", width {s['width']:g}"
     limit = "" if s["limit"] is None else f", {s['limit']} images"
+    statistics = s["reestimate_batch_stats"]
+    reestimated = f", batch statistics of {statistics} fresh batches" if statistics else ""
     return (
         f"{job.name}: {s['network']}{width} on {s['data_name']}{limit}, {s['epochs']} epochs, batch size "
-        f"{s['batch_size']}, {s['schedule']} schedule from {s['learning_rate']:g}"
+        f"{s['batch_size']}, {s['schedule']} schedule from {s['learning_rate']:g}{reestimated}"
     )
 
 

@@ -14,6 +14,8 @@ TITLES = {
     "bwn": "BWN",
     "twn": "TWN",
     "laq": "LAQ",
+    "laq_freezing": "LAQ with freezing",
+    "laq_dampening": "LAQ with dampening",
     "nadam": "LAQ with NAdam",
     "nesterov": "quantized Nesterov",
     "optimistic": "optimistic",
@@ -39,6 +41,8 @@ class Row:
         every: Period of the two-stage update.
         every_unit: What the period counts.
         rho: Radius of SAM.
+        threshold: Last threshold of the freezing of oscillating weights.
+        dampening: Last weight of the dampening loss.
         equal_gradients: The training is shortened, its schedule too, to as many gradient evaluations as a method with
             one per minibatch takes.
     """
@@ -52,6 +56,8 @@ class Row:
     every: int | None = None
     every_unit: str | None = None
     rho: float | None = None
+    threshold: float | None = None
+    dampening: float | None = None
     equal_gradients: bool = False
 
     @property
@@ -60,6 +66,8 @@ class Row:
         parts = [self.method, self.grid, self.solver]
         parts += [f"{self.scales}_scales" if self.scales else None, f"{self.bits}_bits" if self.bits else None]
         parts += [f"a{self.a:g}" if self.a else None, f"rho{self.rho:g}" if self.rho else None]
+        parts += [f"threshold{self.threshold:g}" if self.threshold else None]
+        parts += [f"dampening{self.dampening:g}" if self.dampening else None]
         parts += [f"every_{self.every}_{self.every_unit}" if self.every else None]
         parts += ["equal_gradients" if self.equal_gradients else None]
         return "-".join(part for part in parts if part)
@@ -75,6 +83,8 @@ class Row:
         parts += [f"{self.bits} bits"] if self.bits else []
         parts += [f"a = {self.a:g}"] if self.a else []
         parts += [f"ρ = {self.rho:g}"] if self.rho else []
+        parts += [f"threshold to {self.threshold:g}"] if self.threshold else []
+        parts += [f"λ to {self.dampening:g}"] if self.dampening else []
         if self.every:
             parts.append("every step" if self.every == 1 else f"every {self.every} {self.every_unit}")
         parts += ["schedule compressed"] if self.equal_gradients else []
@@ -136,6 +146,10 @@ def expand(config: TrainConfig) -> list[Row]:
             row = dataclasses.replace(row, bits=config.bits or 2)
         if method == "sam":
             row = dataclasses.replace(row, rho=config.rho)
+        if method == "laq_freezing":
+            row = dataclasses.replace(row, threshold=config.freezing_threshold)
+        if method == "laq_dampening":
+            row = dataclasses.replace(row, dampening=config.dampening)
         if method == "optimistic":
             row = dataclasses.replace(row, a=config.a)
         if method == "forward_backtrack":

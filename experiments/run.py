@@ -1,6 +1,8 @@
 """One run: one row of a table, with one seed. It can be ended at any moment, and goes on from its last checkpoint."""
 
 import dataclasses
+import functools
+import itertools
 import time
 from typing import Any
 
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import fobt
 from experiments.checkpoints import Checkpoints, Position, RunArrays
 from experiments.config import TrainConfig
 from experiments.data import Dataset
@@ -16,7 +19,7 @@ from experiments.models import Network
 from experiments.progress import ProgressDisplay
 from experiments.rows import Row
 from experiments.run_folder import RunFolder
-from experiments.steps import Evaluator, Programs
+from experiments.steps import Evaluator, Programs, TrainState
 
 DISPLAY_PERIOD = 20  # steps between two looks at the loss, each of which waits for the device
 TRAIN_LOSS_EXAMPLES = 10_000  # how many training images the training loss at the evaluated weights is taken over
@@ -70,7 +73,7 @@ class Runner:
         while position.epoch <= epochs:
             position, arrays = self._epoch(position, arrays, seed, checkpoints)
             steps = position.epoch * steps_per_epoch
-            position, arrays, metrics = self._evaluate(position, arrays, steps_per_epoch)
+            position, arrays, metrics = self._evaluate(position, arrays, seed, steps_per_epoch)
             folder.append_metrics(folder.identity | {"epoch": position.epoch, "steps": steps} | metrics)
             self.progress.finish_epoch(position.epoch, metrics["train_loss"], metrics["validation_accuracy"])
             position = dataclasses.replace(position, epoch=position.epoch + 1, number=0)
@@ -79,7 +82,8 @@ class Runner:
         checkpoints.close()
 
         weights = programs.evaluated(arrays.state.params, arrays.state.optimizer)
-        train_loss = self.evaluator(weights, arrays.state.batch_stats, dataset.train.first(TRAIN_LOSS_EXAMPLES)).loss
+        batch_stats = self._batch_stats(weights, arrays.state.batch_stats, seed)
+        train_loss = self.evaluator(weights, batch_stats, dataset.train.first(TRAIN_LOSS_EXAMPLES)).loss
         test = self.evaluator(arrays.best_weights, arrays.best_batch_stats, dataset.test)
         result = folder.identity | {
             "best_epoch": position.best_epoch,
@@ -138,13 +142,14 @@ class Runner:
         return now(steps_per_epoch)
 
     def _evaluate(
-        self, position: Position, arrays: RunArrays, steps_per_epoch: int
+        self, position: Position, arrays: RunArrays, seed: int, steps_per_epoch: int
     ) -> tuple[Position, RunArrays, dict[str, Any]]:
         """Evaluates at the end of an epoch, keeps the best weights, and resets the sums."""
         state = arrays.state
         weights = self.programs.evaluated(state.params, state.optimizer)
-        train = self.evaluator(weights, state.batch_stats, self.dataset.train.first(TRAIN_LOSS_EXAMPLES))
-        validation = self.evaluator(weights, state.batch_stats, self.dataset.validation)
+        batch_stats = self._batch_stats(weights, state.batch_stats, seed)
+        train = self.evaluator(weights, batch_stats, self.dataset.train.first(TRAIN_LOSS_EXAMPLES))
+        validation = self.evaluator(weights, batch_stats, self.dataset.validation)
         if (validation.accuracy, -validation.loss) > (position.best_accuracy, -position.best_loss):
             position = dataclasses.replace(
                 position,
@@ -153,7 +158,7 @@ class Runner:
                 best_loss=validation.loss,
             )
             # Copies, because the next step reuses the buffers of the state.
-            best_weights, best_batch_stats = jax.tree.map(jnp.copy, (weights, state.batch_stats))
+            best_weights, best_batch_stats = jax.tree.map(jnp.copy, (weights, batch_stats))
             arrays = dataclasses.replace(arrays, best_weights=best_weights, best_batch_stats=best_batch_stats)
         loss_sum, flip_sum = np.asarray(arrays.totals).tolist()
         metrics = {
@@ -164,6 +169,24 @@ class Runner:
             "validation_loss": validation.loss,
             "validation_accuracy": validation.accuracy,
             "flip_share": flip_sum / steps_per_epoch if state.codes else None,
+            "frozen_share": self._frozen_share(state),
             "seconds": position.seconds,
         }
         return position, dataclasses.replace(arrays, totals=jnp.zeros(2)), metrics
+
+    def _batch_stats(self, weights: Any, running: Any, seed: int) -> Any:
+        """The batch statistics to evaluate weights with: the running averages, or those of fresh batches."""
+        count = self.config.reestimate_batch_stats
+        if count == 0:
+            return running
+        # Training counts epochs from 1, so it never has the batches of this order.
+        batches = self.dataset.train.shuffled_batches(self.config.batch_size, seed, 0)
+        update = functools.partial(self.programs.update_batch_stats, weights)
+        return fobt.reestimate_batch_stats(update, running, itertools.islice(batches, count))
+
+    def _frozen_share(self, state: TrainState) -> float | None:
+        """Share of the quantized weights whose codes are frozen; None for methods that freeze none."""
+        if self.row.method != "laq_freezing":
+            return None
+        frozen = sum(int(jnp.sum(leaf)) for leaf in jax.tree.leaves(fobt.frozen_weights(state.optimizer)))
+        return frozen / sum(codes.size for codes in state.codes)

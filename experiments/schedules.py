@@ -53,6 +53,24 @@ class CosineDecay:
         return optax.cosine_decay_schedule(learning_rate, round(epochs * steps_per_epoch))
 
 
+def after_a_quarter(steps: int, before: float, start: float, end: float) -> optax.Schedule:
+    """`before` in the first quarter of the steps, then from `start` to `end` along half a cosine.
+
+    The schedule of freezing thresholds and dampening weights in Nagel et al., Overcoming Oscillations in
+    Quantization-Aware Training, ICML 2022.
+
+    Example:
+        >>> schedule = after_a_quarter(400, 1.0, 0.1, 0.01)
+        >>> [round(float(schedule(step)), 3) for step in (0, 99, 100, 250, 400)]
+        [1.0, 1.0, 0.1, 0.055, 0.01]
+    """
+    quarter = steps // 4
+    share = optax.cosine_decay_schedule(1.0, steps - quarter)
+    return optax.join_schedules(
+        [optax.constant_schedule(before), lambda count: end + (start - end) * share(count)], [quarter]
+    )
+
+
 Schedule: TypeAlias = StepDecay | CosineDecay
 
 # The paper (its appendix), and the published code of LAQ; both decay to nothing long before the training ends.

@@ -122,6 +122,8 @@ class Programs:
         steps: For each kind the step: from state, totals and minibatch to state and totals. State and totals are
             donated. Compiled at once, so that the time of steps does not include it.
         evaluated: From parameters and optimizer state to the weights that are evaluated.
+        update_batch_stats: From weights, running averages and minibatch to the running averages after a training pass;
+            images are prepared as for evaluation, not augmented.
     """
 
     def __init__(
@@ -143,6 +145,13 @@ class Programs:
             for kind in sorted(two_stage)
         }
         self.evaluated = jax.jit(method.evaluated)
+
+        def update_batch_stats(weights: Any, batch_stats: Any, batch: Batch) -> Any:
+            model = nnx.merge(graph, weights, batch_stats)
+            model(dataset.prepare(batch.images), training=True)
+            return nnx.as_pure(nnx.state(model, nnx.BatchStat))
+
+        self.update_batch_stats = jax.jit(update_batch_stats)
 
     def init_state(self, model: Network, seed: int) -> TrainState:
         """The state before the first step."""

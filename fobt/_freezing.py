@@ -86,8 +86,8 @@ def freeze_oscillations(
       optimizer: any that keeps a second moment `nu`, see `fobt.quantize`. What it does to latents, such as weight decay
         and weight bounds, belongs inside: after this transformation it would move frozen weights.
       quantizer: what is quantized and how.
-      threshold: at least 0, or an Optax schedule, called with counts from 0. As f ≤ 1, nothing freezes at 1 or above; below
-        μ, a weight freezes at its first oscillation.
+      threshold: at least 0, or an Optax schedule, called with counts from 0. As f ≤ 1, nothing freezes at 1 or
+        above; below μ, a weight freezes at its first oscillation.
       momentum: μ in (0, 1].
 
     Returns:
