@@ -16,8 +16,8 @@ from experiments import paper
 from experiments.plots import plot_jobs
 from experiments.results_reading import Job, Run, read_job
 from experiments.rows import Row
-from experiments.statistics import Estimate, paired_difference, standard_deviation
-from experiments.tables import Columns, markdown
+from experiments.statistics import Estimate, mean_and_deviation, paired_difference
+from experiments.tables import Columns, markdown, spread
 
 EXPLANATION = """\
 Mean ± standard deviation over seeds. Test accuracy is read once, at the epoch with the best validation accuracy. Train
@@ -109,10 +109,10 @@ def equal_epochs(job: Job) -> list[dict[str, Any]]:
             {
                 "label": row.label,
                 "seeds": len(finished),
-                "test_accuracy": _mean_and_deviation(accuracy),
+                "test_accuracy": mean_and_deviation(accuracy),
                 "paper": paper.accuracy(job.name, row),
                 "test_accuracy_to_laq": _difference(job, row, reference, "test_accuracy", 100),
-                "train_loss": _mean_and_deviation(loss),
+                "train_loss": mean_and_deviation(loss),
                 "train_loss_to_laq": _difference(job, row, reference, "train_loss", 1),
                 **{key: _mean(job.results(row, key)) for key in ("gradient_evaluations", "bits_per_weight", "seconds")},
             }
@@ -140,8 +140,8 @@ def equal_gradients(job: Job) -> list[dict[str, Any]]:
             "label": row.label,
             "seeds": len(by_seed),
             "gradient_evaluations": _mean(values("gradient_evaluations")),
-            "validation_accuracy": _mean_and_deviation(values("validation_accuracy")),
-            "train_loss": _mean_and_deviation(values("train_loss")),
+            "validation_accuracy": mean_and_deviation(values("validation_accuracy")),
+            "train_loss": mean_and_deviation(values("train_loss")),
             "test_accuracy": None,
             "validation_accuracy_to_laq": None,
             "train_loss_to_laq": None,
@@ -150,7 +150,7 @@ def equal_gradients(job: Job) -> list[dict[str, Any]]:
             for key in ("validation_accuracy", "train_loss"):
                 record[f"{key}_to_laq"] = _as_dict(paired_difference(values(key), values(key, reference)))
         if all(run.result is not None and run.metrics[-1]["gradient_evaluations"] <= budget for run in job.runs[row]):
-            record["test_accuracy"] = _mean_and_deviation(_percent(job.results(row, "test_accuracy")))
+            record["test_accuracy"] = mean_and_deviation(_percent(job.results(row, "test_accuracy")))
         records.append(record)
     return records
 
@@ -182,20 +182,8 @@ def _mean(values: dict[int, float]) -> float:
     return sum(values.values()) / len(values)
 
 
-def _mean_and_deviation(values: dict[int, float]) -> dict[str, float | None]:
-    return {"mean": _mean(values), "deviation": standard_deviation(list(values.values()))}
-
-
 def _percent(values: dict[int, float]) -> dict[int, float]:
     return {seed: 100 * value for seed, value in values.items()}
-
-
-def _spread(numbers: str) -> Any:
-    def text(value: dict[str, float | None]) -> str:
-        mean, deviation = value["mean"], value["deviation"]
-        return f"{mean:{numbers}}" + ("" if deviation is None else f" ± {deviation:{numbers}}")
-
-    return text
 
 
 def _interval(numbers: str) -> Any:
@@ -210,10 +198,10 @@ def _interval(numbers: str) -> Any:
 EQUAL_EPOCHS_COLUMNS: Columns = {
     "label": ("equal epochs", str),
     "seeds": ("seeds", str),
-    "test_accuracy": ("test accuracy %", _spread(".2f")),
+    "test_accuracy": ("test accuracy %", spread(".2f")),
     "paper": ("paper %", "{:.2f}".format),
     "test_accuracy_to_laq": ("Δ to LAQ", _interval(".2f")),
-    "train_loss": ("train loss", _spread(".2g")),
+    "train_loss": ("train loss", spread(".2g")),
     "train_loss_to_laq": ("Δ to LAQ", _interval(".2g")),
     "gradient_evaluations": ("gradients", "{:,.0f}".format),
     "bits_per_weight": ("bits/weight", "{:.3f}".format),
@@ -223,11 +211,11 @@ EQUAL_GRADIENTS_COLUMNS: Columns = {
     "label": ("equal gradients", str),
     "seeds": ("seeds", str),
     "gradient_evaluations": ("gradients", "{:,.0f}".format),
-    "validation_accuracy": ("validation accuracy %", _spread(".2f")),
+    "validation_accuracy": ("validation accuracy %", spread(".2f")),
     "validation_accuracy_to_laq": ("Δ to LAQ", _interval(".2f")),
-    "train_loss": ("train loss", _spread(".2g")),
+    "train_loss": ("train loss", spread(".2g")),
     "train_loss_to_laq": ("Δ to LAQ", _interval(".2g")),
-    "test_accuracy": ("test accuracy %", _spread(".2f")),
+    "test_accuracy": ("test accuracy %", spread(".2f")),
 }
 
 if __name__ == "__main__":

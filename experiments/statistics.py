@@ -37,6 +37,16 @@ def standard_deviation(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
+def mean_and_deviation(values: Mapping[int, float]) -> dict[str, float | None]:
+    """Mean and sample standard deviation over seeds, as records of tables hold them.
+
+    Example:
+        >>> mean_and_deviation({0: 1.0, 1: 3.0})
+        {'mean': 2.0, 'deviation': 1.4142135623730951}
+    """
+    return {"mean": statistics.fmean(values.values()), "deviation": standard_deviation(list(values.values()))}
+
+
 def paired_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> Estimate | None:
     """Mean over common seeds of value minus reference, with the percentile bootstrap interval of that mean.
 

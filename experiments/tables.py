@@ -11,6 +11,21 @@ from rich.table import Table
 Columns: TypeAlias = Mapping[str, tuple[str, Callable[[Any], str]]]
 
 
+def spread(numbers: str) -> Callable[[Mapping[str, float | None]], str]:
+    """From mean and standard deviation to text; `numbers` is the format of both.
+
+    Example:
+        >>> spread(".1f")({"mean": 2.0, "deviation": 0.25}), spread(".1f")({"mean": 2.0, "deviation": None})
+        ('2.0 ± 0.2', '2.0')
+    """
+
+    def text(value: Mapping[str, float | None]) -> str:
+        mean, deviation = value["mean"], value["deviation"]
+        return f"{mean:{numbers}}" + ("" if deviation is None else f" ± {deviation:{numbers}}")
+
+    return text
+
+
 def markdown(columns: Columns, records: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table with a row for each record.
 

@@ -8,13 +8,15 @@ from fobt._freezing import freeze_oscillations, frozen_weights
 from fobt._granularity import per_block, per_channel, per_tensor
 from fobt._leaves import identity, per_leaf
 from fobt._optimistic import optimistic, trial_params
-from fobt._params import quantize, quantized_params
+from fobt._params import dequantize, quantize, quantized_params
+from fobt._post_training import LapqResult, lapq
 from fobt._preconditioner import Preconditioner, adam_preconditioner
 from fobt._quantized import Quantized
 from fobt._quantizers import Quantizer, binary, linear, logarithmic, ternary
 from fobt._value_and_grad import value_and_grad
 
 __all__ = [
+    "LapqResult",
     "Preconditioner",
     "Quantized",
     "Quantizer",
@@ -22,10 +24,12 @@ __all__ = [
     "binary",
     "bound_weights",
     "dampening_loss",
+    "dequantize",
     "forward_backtrack",
     "freeze_oscillations",
     "frozen_weights",
     "identity",
+    "lapq",
     "linear",
     "logarithmic",
     "optimistic",

@@ -90,7 +90,21 @@ def quantized_params(params: optax.Params, state: optax.OptState | None, quantiz
 
 
 def dequantize(tree: Any) -> Any:
-    """The tree with every `Quantized` in it replaced by the weights it stands for."""
+    """The tree with every `Quantized` in it replaced by the weights it stands for.
+
+    Args:
+      tree: what `quantize` or `lapq` returned.
+
+    Returns:
+      The weights.
+
+    Example:
+      >>> import fobt
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.array([[1.0, -3.0]]), "bias": jnp.array([0.5])}
+      >>> fobt.dequantize(fobt.quantize(params, None, fobt.binary()))
+      {'bias': Array([0.5], dtype=float32), 'kernel': Array([[ 2., -2.]], dtype=float32)}
+    """
     return jax.tree.map(
         lambda leaf: leaf.dequantize() if isinstance(leaf, Quantized) else leaf,
         tree,

@@ -54,9 +54,16 @@ class Quantized:
         """
         split, ndim = self.granularity, self.codes.ndim
         codes = split.group(self.codes.astype(self.scale.dtype))
-        if self.scales == 1:
-            scale = split.unsqueeze(self.scale, ndim)
-        else:
-            positive, negative = (split.unsqueeze(self.scale[i], ndim) for i in range(2))
-            scale = jnp.where(codes < 0, negative, positive)
+        scale = scale_of_each(self.scale, codes, split, self.scales, ndim)
         return split.ungroup(self.grid.dequantize(codes, scale), self.codes.shape).astype(self.dtype)
+
+
+def scale_of_each(scale: jax.Array, signed: jax.Array, split: Granularity, scales: int, ndim: int) -> jax.Array:
+    """The stored scale, so that it broadcasts to a rank-`ndim` tensor in grouped form.
+
+    With two scales the signs of `signed`, codes or weights in grouped form, say which one is whose.
+    """
+    if scales == 1:
+        return split.unsqueeze(scale, ndim)
+    positive, negative = (split.unsqueeze(scale[i], ndim) for i in range(2))
+    return jnp.where(signed < 0, negative, positive)

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from fobt import _solvers
 from fobt._granularity import Granularity, PerTensor
 from fobt._grid import Grid
-from fobt._quantized import Quantized
+from fobt._quantized import Quantized, scale_of_each
 
 Solver = Literal["exact", "histogram", "alternating"]
 
@@ -81,9 +81,7 @@ class Quantizer:
           ValueError: `weights` is not floating, a shape does not match, or the granularity names an axis that the
             weights do not have.
         """
-        weights = jnp.asarray(weights)
-        if not jnp.issubdtype(weights.dtype, jnp.floating):
-            raise ValueError(f"weights must be floating, got dtype {weights.dtype}.")
+        weights = _checked_weights(weights)
         dtype = jnp.promote_types(weights.dtype, jnp.float32)
         split = self.granularity
 
@@ -118,11 +116,53 @@ class Quantizer:
             negative, negative_scale = project(jnp.maximum(-w, 0), -lowest, (w < 0).astype(dtype))
             signed_codes = positive - negative
             scale = jnp.stack([split.squeeze(positive_scale), split.squeeze(negative_scale)])
+        return self._quantized(weights, signed_codes, scale)
+
+    def round_to_nearest(self, weights: ArrayLike, scale: ArrayLike) -> Quantized:
+        """Quantizes weights with a scale that is given: each code is that of the level nearest to w/α.
+
+        Weights beyond ±α are clipped to it: on the linear grid codes are round(clip(w, -α, α) / (α/n)). The curvature
+        does not matter here. Where α is 0, so are the quantized weights.
+
+        Args:
+          weights: w, floating and finite, of any shape, also empty.
+          scale: α ≥ 0, in the shape in which `Quantized` stores it, () for one scale per tensor.
+
+        Returns:
+          The quantized weights, with that scale.
+
+        Raises:
+          ValueError: `weights` is not floating, or `scale` does not have that shape.
+
+        Example:
+          >>> import fobt
+          >>> quantized = fobt.linear(3).round_to_nearest([3.0, -1.0, 0.2, 2.0], scale=1.5)
+          >>> quantized.codes, quantized.scale
+          (Array([ 3, -2,  0,  3], dtype=int8), Array(1.5, dtype=float32))
+        """
+        weights = _checked_weights(weights)
+        scale = jnp.asarray(scale, jnp.promote_types(weights.dtype, jnp.float32))
+        split, shape = self.granularity, self._scale_shape(weights)
+        if scale.shape != shape:
+            raise ValueError(f"scale must have shape {shape} for weights of {weights.shape}, got {scale.shape}.")
+        w = split.group(weights.astype(scale.dtype))
+        alpha = scale_of_each(scale, w, split, self.scales, weights.ndim)
+        codes = self.grid.nearest(jnp.where(alpha == 0, 0, jnp.abs(w) / jnp.where(alpha == 0, 1, alpha)))
+        return self._quantized(weights, jnp.where(w < 0, -codes, codes), scale)
+
+    def _scale_shape(self, weights: jax.Array) -> tuple[int, ...]:
+        """The shape in which `Quantized` stores the scale of these weights."""
+        split, axes = self.granularity, self.granularity.axes(weights.ndim)
+        one_scale = jax.eval_shape(lambda w: split.squeeze(jnp.sum(split.group(w), axes, keepdims=True)), weights)
+        return one_scale.shape if self.scales == 1 else (self.scales, *one_scale.shape)
+
+    def _quantized(self, weights: jax.Array, signed_codes: jax.Array, scale: jax.Array) -> Quantized:
+        """Codes in grouped form, as floats, and a scale as the quantized form of `weights`."""
         return Quantized(
-            codes=split.ungroup(signed_codes.astype(jnp.int8), weights.shape),
+            codes=self.granularity.ungroup(signed_codes.astype(jnp.int8), weights.shape),
             scale=scale,
             grid=self.grid,
-            granularity=split,
+            granularity=self.granularity,
             scales=self.scales,
             dtype=weights.dtype,
         )
@@ -243,6 +283,13 @@ def _make(grid: Grid, granularity: Granularity, solver: Solver, scales: int = 1)
     if solver not in get_args(Solver):
         raise ValueError(f"solver must be one of {get_args(Solver)}, got {solver!r}.")
     return Quantizer(grid, granularity, solver, scales)
+
+
+def _checked_weights(weights: ArrayLike) -> jax.Array:
+    weights = jnp.asarray(weights)
+    if not jnp.issubdtype(weights.dtype, jnp.floating):
+        raise ValueError(f"weights must be floating, got dtype {weights.dtype}.")
+    return weights
 
 
 def _checked_bits(bits: int, largest: int) -> int:
