@@ -67,7 +67,7 @@ def track_oscillations(
     momentum: float = 0.01,
     full_precision_gradient: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Follows the oscillations of quantized weights; updates are those of `optimizer`, to the last bit.
+    r"""Follows the oscillations of quantized weights, around an optimizer whose updates it does not change.
 
     In each update the codes, latents and gradients are those of the forward pass that has just run, at the incoming
     params and state. Inside one `jax.jit` with it XLA computes the projection once for both. Of every quantized leaf at
@@ -84,9 +84,9 @@ def track_oscillations(
       The amplitude is the largest swing so far: 2|w| for a latent that alternates between w and -w;
     - cosine between *successive gradients*;
     - cosine between gradient and *trial gradient*, the first result of `grad_fn` in an update. It is known where the
-      optimizer calls `grad_fn` directly, and where the keyword `two_stage` selects it, traced or not; NaN in steps
-      without a trial gradient, and always NaN where the optimizer itself selects by `lax.cond`, as `every` above 1
-      does, because a value cannot leave it;
+      optimizer calls `grad_fn` directly, and where the keyword `two_stage` selects it; a traced one becomes a `lax.cond`
+      here instead of in the optimizer, which may round differently. NaN in steps without a trial gradient, and always
+      NaN where the optimizer itself selects by `lax.cond`, as `every` above 1 does, because a value cannot leave it;
     - *error of the gradient by quantization*, the distance between the gradients at quantized and at full-precision
       weights relative to the norm of the latter, and the cosine between them; NaN unless `full_precision_gradient`.
 
