@@ -8,6 +8,9 @@ from fobt._freezing import freeze_oscillations, frozen_weights
 from fobt._granularity import per_block, per_channel, per_tensor
 from fobt._leaves import identity, per_leaf
 from fobt._optimistic import optimistic, trial_params
+from fobt._oscillation_metrics import oscillation_metrics
+from fobt._oscillation_plot import plot_oscillations
+from fobt._oscillations import OscillationState, track_oscillations
 from fobt._params import dequantize, quantize, quantized_params
 from fobt._post_training import LapqResult, lapq
 from fobt._preconditioner import Preconditioner, adam_preconditioner
@@ -17,6 +20,7 @@ from fobt._value_and_grad import value_and_grad
 
 __all__ = [
     "LapqResult",
+    "OscillationState",
     "Preconditioner",
     "Quantized",
     "Quantizer",
@@ -33,14 +37,17 @@ __all__ = [
     "linear",
     "logarithmic",
     "optimistic",
+    "oscillation_metrics",
     "per_block",
     "per_channel",
     "per_leaf",
     "per_tensor",
+    "plot_oscillations",
     "quantize",
     "quantized_params",
     "reestimate_batch_stats",
     "ternary",
+    "track_oscillations",
     "trial_params",
     "value_and_grad",
 ]
