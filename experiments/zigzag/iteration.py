@@ -10,18 +10,6 @@ import optax
 import fobt
 
 
-class KnownCurvatureState(NamedTuple):
-    """State of `known_curvature`.
-
-    Attributes:
-        count: Updates so far.
-        nu: Square of the curvature, which is where `fobt.quantized_params` looks for it.
-    """
-
-    count: jax.Array
-    nu: jax.Array
-
-
 def known_curvature(curvature_of_grads: Callable[[jax.Array], jax.Array]) -> fobt.Preconditioner:
     """Plain gradients as direction, and a curvature that is a known function of them, instead of Adam's moments.
 
@@ -29,20 +17,22 @@ def known_curvature(curvature_of_grads: Callable[[jax.Array], jax.Array]) -> fob
         curvature_of_grads: From gradients to curvature.
 
     Returns:
-        A preconditioner for params that are one array.
+        A preconditioner for params that are one array. Its state is Adam's without a first moment: `count`, and in `nu`
+        the square of the curvature.
 
     Example:
-        >>> direction, curvature, state = gradient_descent().update(jnp.array([3.0]), gradient_descent().init(jnp.ones(1)))
+        >>> constant = gradient_descent()
+        >>> direction, curvature, state = constant.update(jnp.array([3.0]), constant.init(jnp.ones(1)))
         >>> direction, curvature, state.count
         (Array([3.], dtype=float32), Array([1.], dtype=float32), Array(1, dtype=int32))
     """
 
-    def update(grads: Any, state: Any) -> tuple[Any, Any, KnownCurvatureState]:
+    def update(grads: Any, state: Any) -> tuple[Any, Any, optax.ScaleByAdamState]:
         curvature = curvature_of_grads(grads)
-        return grads, curvature, KnownCurvatureState(state.count + 1, curvature**2)
+        return grads, curvature, optax.ScaleByAdamState(state.count + 1, (), curvature**2)
 
     return fobt.Preconditioner(
-        init=lambda params: KnownCurvatureState(jnp.zeros((), jnp.int32), jnp.ones_like(params)),
+        init=lambda params: optax.ScaleByAdamState(jnp.zeros((), jnp.int32), (), jnp.ones_like(params)),
         update=update,
         with_curvature=lambda state, curvature: state._replace(nu=curvature**2),
     )

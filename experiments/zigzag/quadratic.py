@@ -79,8 +79,8 @@ def _plane(x_values: jax.Array, a_values: jax.Array, steps: int) -> jax.Array:
 def measured_regions(x_values: np.ndarray, a_values: np.ndarray, steps: int = STEPS) -> dict[str, np.ndarray]:
     """Where the method converges and where it beats loss-aware quantization, shape (a, x); `steps` is even.
 
-    A run converges where the weight is smaller after its steps than before. The method beats one loss-aware step where its
-    weight is smaller after equally many steps, and two where it is smaller after half as many.
+    A run converges where the weight is smaller after its steps than before. The method beats one loss-aware step where
+    its weight is smaller after equally many steps, and two where it is smaller after half as many.
     """
     laq, method = np.abs(weights(x_values, [1.0], steps + 1)), np.abs(weights(x_values, a_values, steps + 1))
     return {
@@ -170,9 +170,13 @@ def _draw(measured: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
     bound, plane, factors = figure.subplots(1, 3, width_ratios=(1, 1.35, 1))
     losses = weights(SHOWN_X, [SHOWN_A], 2)[0, :, 1] ** 2
     bound.plot(SHOWN_X, losses, color="C3", label="loss after a two-stage step, measured")
-    bound.plot(SHOWN_X, theory.theorem_1_bound(SHOWN_X, SHOWN_A), color="black", linestyle="--", label="bound of Theorem 1")
+    bound.plot(
+        SHOWN_X, theory.theorem_1_bound(SHOWN_X, SHOWN_A), color="black", linestyle="--", label="bound of Theorem 1"
+    )
     bound.plot(1, (1 - SHOWN_A) ** 2, "o", color="C3", label="ηL = 1: loss (1 - a)², bound 0")
-    bound.set(title=f"Theorem 1 on ½Lw², a = {SHOWN_A:g}", xlabel="ηL", ylabel="loss in units of the loss before", ylim=(0, 2))
+    bound.set(
+        title=f"Theorem 1 on ½Lw², a = {SHOWN_A:g}", xlabel="ηL", ylabel="loss in units of the loss before", ylim=(0, 2)
+    )
     bound.legend(fontsize="small", loc="upper left")
     _draw_plane(plane, measured)
     after = weights(SHOWN_X, [*TABLE_A, 1.0], 3)
@@ -196,12 +200,16 @@ def _draw_plane(axes: Axes, measured: dict[str, np.ndarray]) -> None:
         "and than two steps, at equal gradients": "#4d9f5a",
     }
     kind = measured["converges"] * (1 + measured["beats_one_step"] * (1 + measured["beats_two_steps"]))
-    axes.pcolormesh(X_VALUES, A_VALUES, kind, cmap=ListedColormap(list(kinds.values())), vmin=0, vmax=3, rasterized=True)
+    axes.pcolormesh(
+        X_VALUES, A_VALUES, kind, cmap=ListedColormap(list(kinds.values())), vmin=0, vmax=3, rasterized=True
+    )
     x, a = np.linspace(0.01, 10, 1000), np.linspace(0.001, 0.999, 999)
     lines = [
         *axes.plot(1 / (1 - a), a, color="black", label="limit of convergence, a = 1 - 1/x and |r| = 1"),
         *axes.plot(x, 2 / x - 1, color="C3", linestyle="--", label="Theorem 2 claims better above, a = 2/x - 1"),
-        *axes.plot(x[x > 1], 1 - 2 * (x[x > 1] - 1) / x[x > 1] ** 2, color="C0", label="better than LAQ above, for x > 1"),
+        *axes.plot(
+            x[x > 1], 1 - 2 * (x[x > 1] - 1) / x[x > 1] ** 2, color="C0", label="better than LAQ above, for x > 1"
+        ),
         *axes.plot(x, [theory.best_a(value) for value in x], color="C1", label="best a, 1 - (x - 1)/x²"),
         axes.axvline(2, color="black", linestyle=":", label="LAQ converges to the left"),
     ]

@@ -1,8 +1,8 @@
-"""One weight between two grid points: how often it flips, with plain gradients and with Adam, with and without looking ahead.
+"""One weight between two grid points: how often it flips, with and without looking ahead.
 
-Nagel's toy regression: inputs of second moment 1, the loss ½ (ŵ - target)², and ŵ the point of a fixed grid of step 1 nearest
-to the latent w; the gradient passes straight through the rounding. With this the library's update on the latent is
-loss-aware quantization (a = 1) or looking ahead, with rounding as projection.
+Nagel's toy regression: inputs of second moment 1, the loss ½ (ŵ - target)², and ŵ the point of a fixed grid of step 1
+nearest to the latent w; the gradient passes straight through the rounding. With this the library's update on the latent
+is loss-aware quantization (a = 1) or looking ahead, with rounding as projection.
 """
 
 from pathlib import Path
@@ -77,7 +77,8 @@ def measure(
 def write(folder: Path) -> None:
     """Writes regression.png, regression.md and regression.json."""
     measured = {
-        optimizer: measure(optimizer, np.array(LEARNING_RATES), np.array(A_VALUES), DISTANCES) for optimizer in OPTIMIZERS
+        optimizer: measure(optimizer, np.array(LEARNING_RATES), np.array(A_VALUES), DISTANCES)
+        for optimizer in OPTIMIZERS
     }
     records = [
         {
@@ -148,15 +149,24 @@ def _draw(measured: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> dic
     for color, a in (("C3", 1.0), ("C0", 0.6)):
         with jax.enable_x64(True):
             path_of_a = trajectory(
-                SHOWN_DISTANCE, optimizer=SHOWN_OPTIMIZER, learning_rate=SHOWN_LEARNING_RATE, a=a, steps=SHOWN_STEPS, start=0.2
+                SHOWN_DISTANCE,
+                optimizer=SHOWN_OPTIMIZER,
+                learning_rate=SHOWN_LEARNING_RATE,
+                a=a,
+                steps=SHOWN_STEPS,
+                start=0.2,
             )
         shown[a] = np.asarray(path_of_a.latents)[:, 0, 0]
         name = "LAQ" if a == 1 else f"a = {a:g}"
         times.plot(shown[a], color=color, linewidth=1.5, label=f"latent, {name}")
-        times.step(range(SHOWN_STEPS), np.round(shown[a]), color=color, linewidth=0.8, where="mid", label=f"quantized, {name}")
+        times.step(
+            range(SHOWN_STEPS), np.round(shown[a]), color=color, linewidth=0.8, where="mid", label=f"quantized, {name}"
+        )
     times.axhline(SHOWN_DISTANCE, color="black", linewidth=0.8, linestyle="--", label="target")
     times.set(
-        title=f"Target at {SHOWN_DISTANCE:g}, {SHOWN_OPTIMIZER}, η = {SHOWN_LEARNING_RATE:g}", xlabel="step", ylabel="weight"
+        title=f"Target at {SHOWN_DISTANCE:g}, {SHOWN_OPTIMIZER}, η = {SHOWN_LEARNING_RATE:g}",
+        xlabel="step",
+        ylabel="weight",
     )
     times.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=3)
     figure.savefig(path, dpi=110)

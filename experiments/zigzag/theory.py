@@ -1,15 +1,13 @@
 """What looking ahead does, in closed form: one weight on a quadratic, and one weight between two grid points.
 
-On the quadratic ½Lw² without quantizer, with curvature 1 and without momentum, everything depends on x = ηL, learning rate
-times curvature. A loss-aware step multiplies w by 1 - x. The trial gradient is Lw(1 - x), so a two-stage step multiplies
-w by
+On the quadratic ½Lw² without quantizer, with curvature 1 and without momentum, everything depends on x = ηL, learning
+rate times curvature. A loss-aware step multiplies w by 1 - x. The trial gradient is Lw(1 - x), so a two-stage step
+multiplies w by
 
     r(x) = 1 - x + (1 - a) x²
 
 On ½(w - w°)ᵀH(w - w°) the same holds along every eigenvector of H, with x = ηλ for the eigenvalue λ. The toy problem
 c|w|^{3/2} with exact derivatives is x = 2 everywhere, so its factor is r(2) = 3 - 4a.
-
-All functions take and return floats or NumPy arrays that broadcast.
 """
 
 import math
@@ -39,9 +37,9 @@ def factor(x: npt.ArrayLike, a: npt.ArrayLike) -> np.ndarray:
 def stable_intervals(a: float) -> tuple[tuple[float, float], ...]:
     """The open intervals of x on which the method converges on the quadratic, |r(x)| < 1.
 
-    r(x) < 1 is x < 1/(1 - a). r(x) > -1 is (1 - a)x² - x + 2 > 0, which holds everywhere for a < 7/8 and otherwise outside
-    of the roots (1 ± √(1 - 8(1 - a))) / (2(1 - a)). So the method bears a larger learning rate than loss-aware quantization,
-    which converges for x < 2, exactly when a > ½; the largest, x < 8, with a just below 7/8.
+    r(x) < 1 is x < 1/(1 - a). r(x) > -1 is (1 - a)x² - x + 2 > 0, which holds everywhere for a < 7/8 and otherwise
+    outside of the roots (1 ± √(1 - 8(1 - a))) / (2(1 - a)). So the method bears a larger learning rate than loss-aware
+    quantization, which converges for x < 2, exactly when a > ½; the largest, x < 8, with a just below 7/8.
 
     Args:
         a: Backtracking coefficient in (0, 1].
@@ -165,8 +163,8 @@ def best_a(x: float) -> float:
 def best_learning_rate_and_a(smallest: float, largest: float) -> tuple[float, float]:
     """Learning rate and a with the smallest max |r(ηλ)| over curvatures λ between two bounds.
 
-    Every quadratic polynomial p with p(0) = 1 is r(ηλ) for some η and a, so the best one is Chebyshev's. With κ = largest /
-    smallest it has the factor (κ - 1)²/(κ² + 6κ + 1) a step; two loss-aware steps, which cost as much, have
+    Every quadratic polynomial p with p(0) = 1 is r(ηλ) for some η and a, so the best one is Chebyshev's. With κ =
+    largest / smallest it has the factor (κ - 1)²/(κ² + 6κ + 1) a step; two loss-aware steps, which cost as much, have
     ((κ - 1)/(κ + 1))² at their best learning rate, 2/(largest + smallest), and need about twice as many gradients for
     large κ.
 
@@ -193,11 +191,12 @@ def best_learning_rate_and_a(smallest: float, largest: float) -> tuple[float, fl
 def flips_per_step(distance: float, a: float = 1.0) -> float:
     """How often a quantized weight flips whose target lies between two points of a fixed grid.
 
-    The latent takes plain gradient steps -ηg, where g = ŵ - target and ŵ is the grid point nearest to the latent; the learning
-    rate is small. With a = 1 the latent goes up by η·distance at the near grid point and down by η(1 - distance) at the
-    far one, each stay at the far one lasts a single step, and the frequency is 2·distance for every η. Looking ahead, the
-    step that would cross is η(distance - (1 - a)) instead, and the one back η(a - distance). So a target nearer than
-    1 - a is reached: nothing flips. Beyond, the frequency is 2 (distance - (1 - a))/(2a - 1).
+    The latent takes plain gradient steps -ηg, where g = ŵ - target and ŵ is the grid point nearest to the latent; the
+    learning rate is small. With a = 1 the latent goes up by η·distance at the near grid point and down by η(1 -
+    distance) at the far one, each stay at the far one lasts a single step, and the frequency is 2·distance for every η.
+    Looking ahead, the step that would cross is η(distance - (1 - a)) instead, and the one back η(a - distance). So a
+    target nearer than 1 - a is reached: nothing flips. Beyond, the frequency is 2 (distance - (1 - a))/(2a - 1). With a
+    < ½ the step back is lost too where distance > a, and the weight stays at whichever grid point it came from.
 
     Args:
         distance: Of the target from the nearest grid point, in steps of the grid, in [0, ½].

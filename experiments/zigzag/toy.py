@@ -1,7 +1,7 @@
-"""The toy problem c|w|^{3/2}, one binary weight, exact derivatives: LAQ never converges, looking ahead does for ½ < a < 1.
+"""The toy problem c|w|^{3/2} with exact derivatives: LAQ never converges, looking ahead does for ½ < a < 1.
 
-The gradient is g = 1.5c sign(w)|w|^{1/2} and the curvature 0.75c|w|^{-1/2} = 1.125c²/|g|, so a loss-aware step is w ← -w, for
-every start, and a two-stage step w ← (3 - 4a)w.
+The weight is binary. The gradient is g = 1.5c sign(w)|w|^{1/2} and the curvature 0.75c|w|^{-1/2} = 1.125c²/|g|, so a
+loss-aware step is w ← -w, for every start, and a two-stage step w ← (3 - 4a)w.
 """
 
 from pathlib import Path
@@ -63,7 +63,7 @@ def write(folder: Path) -> None:
     for number, (a, path) in enumerate(paths.items()):
         name = "LAQ (a = 1)" if a == 1 else f"a = {a:g}"
         left.plot(path, "-o", markersize=3, color=f"C{number}", label=name)
-    left.set(title=f"f(w) = |w|^1.5, binary, exact derivatives, η = 1", xlabel="step", ylabel="weight")
+    left.set(title="f(w) = |w|^1.5, binary, exact derivatives, η = 1", xlabel="step", ylabel="weight")
     left.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     left.set_xticks(range(0, STEPS + 1, 5))
     right.plot(A_VALUES, np.abs(closed), color="0.6", linewidth=4, label="closed form |3 - 4a|")

@@ -54,7 +54,8 @@ def write(folder: Path) -> None:
     """Writes trajectories.png and trajectories.json."""
     figure = Figure(figsize=(10, 4.1 * len(CASES)), layout="constrained")
     figure.suptitle(
-        f"Loss ½ (w - w°)ᵀ H (w - w°) with curvatures {CURVATURES[0]:g} and {CURVATURES[1]:g}, {STEPS} steps", fontsize=12
+        f"Loss ½ (w - w°)ᵀ H (w - w°) with curvatures {CURVATURES[0]:g} and {CURVATURES[1]:g}, {STEPS} steps",
+        fontsize=12,
     )
     records = []
     with jax.enable_x64(True):
@@ -67,7 +68,8 @@ def write(folder: Path) -> None:
                 name = "LAQ" if a == 1 else f"looking ahead, a = {a:g}"
                 axes.set_title(
                     f"{name}: {case.quantizer_name}, {case.optimizer_name}, η = {case.learning_rate:g}\n"
-                    f"loss of the last half {record['mean_loss_of_last_half']:.3f}, {record['jumps']} jumps to other codes",
+                    f"loss of the last half {record['mean_loss_of_last_half']:.4f}, "
+                    f"{record['jumps']} jumps to other codes",
                     fontsize=10,
                 )
                 _draw(axes, path)
