@@ -119,7 +119,7 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = None
     return {
-        "command": ["python", "-m", f"experiments.{Path(sys.argv[0]).stem}", *sys.argv[1:]],
+        "command": ["python", "-m", f"experiments.{_module(Path(sys.argv[0]))}", *sys.argv[1:]],
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -160,6 +160,10 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
+
+
+def _module(program: Path) -> str:
+    return program.parent.name if program.stem == "__main__" else program.stem
 
 
 def _write(path: Path, text: str) -> None:
