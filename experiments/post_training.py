@@ -69,7 +69,7 @@ class PostTrainingConfig:
     """Seeds of the training."""
     calibration_images: int = 512
     """The calibration loss is taken over so many training images, the first ones."""
-    max_evaluations: int = 400
+    max_evaluations: int = 200
     """How often the joint search of LAPQ may evaluate the calibration loss."""
     training: Path | None = None
     """Folder of the training, by default one in --output; finished runs that it has are not repeated."""
@@ -149,6 +149,7 @@ def main(arguments: Sequence[str]) -> None:
         NORM_PHASES: functools.partial(lapq, max_evaluations=0),
         LAPQ: functools.partial(lapq, max_evaluations=config.max_evaluations),
     }
+    config.output.mkdir(parents=True, exist_ok=True)
     records = []
     for seed in training.seeds:
         path = folder / Row(method="full_precision").name / f"seed-{seed}"

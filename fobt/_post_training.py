@@ -21,10 +21,9 @@ from fobt._leaves import TreeQuantizer, leaf_paths, leaf_quantizers
 from fobt._params import dequantize
 from fobt._quantizers import Quantizer
 
-# The joint search stays within this factor of the clipping values that it starts from.
-_REACH = 2.0
-# How closely a line search finds the logarithm of a clipping value.
-_LINE_TOLERANCE = 0.01
+# A line search starts with a step of about a tenth of the clipping value, and ends when it knows the best step to a
+# tenth of it: scipy multiplies this tolerance by 100.
+_FIRST_STEP, _LINE_TOLERANCE = 0.1, 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +56,7 @@ def lapq(
     quantizer: TreeQuantizer,
     *,
     norms: Sequence[float] = tuple(np.linspace(2, 4, 10).tolist()),
-    max_evaluations: int = 400,
+    max_evaluations: int = 200,
     tolerance: float = 1e-3,
 ) -> LapqResult:
     """Loss-aware post-training quantization (LAPQ) of trained weights.
@@ -70,7 +69,7 @@ def lapq(
        a larger p clips less.
     2. The calibration loss at each p, and at the vertex of the parabola through them, where that is a minimum between
        them. The best of these clipping values is the start of the next phase.
-    3. Powell's method on the logarithms of all clipping values jointly, within a factor of 2 of the start.
+    3. Powell's method on the logarithms of all clipping values jointly, which keeps them positive.
 
     The result is the best of all evaluated clipping values, so no phase makes it worse. The correction of the mean of
     the quantized weights, which is described with the method, is left out: codes and a scale cannot hold it.
@@ -149,13 +148,18 @@ def lapq(
     norm, (norm_loss, start) = min(zip(tried, evaluations, strict=True), key=lambda item: item[1][0])
 
     if searched and max_evaluations > 0:
-        scipy.optimize.minimize(
-            lambda log_factors: evaluate(start * np.exp(log_factors)),
-            np.zeros_like(start),
-            method="Powell",
-            bounds=[(-math.log(_REACH), math.log(_REACH))] * len(start),
-            options={"maxfev": max_evaluations, "xtol": _LINE_TOLERANCE, "ftol": tolerance},
-        )
+        with np.errstate(all="ignore"):  # differences of losses that are not finite
+            scipy.optimize.minimize(
+                lambda log_factors: evaluate(start * np.exp(log_factors)),
+                np.zeros_like(start),
+                method="Powell",
+                options={
+                    "direc": _FIRST_STEP * np.eye(len(start)),
+                    "maxfev": max_evaluations,
+                    "xtol": _LINE_TOLERANCE,
+                    "ftol": tolerance,
+                },
+            )
     best_loss, best = min(evaluations, key=lambda evaluation: evaluation[0])
     return LapqResult(
         quantized=jax.jit(quantize)(leaves, jnp.asarray(best)),
