@@ -84,9 +84,10 @@ def track_oscillations(
       The amplitude is the largest swing so far: 2|w| for a latent that alternates between w and -w;
     - cosine between *successive gradients*;
     - cosine between gradient and *trial gradient*, the first result of `grad_fn` in an update. It is known where the
-      optimizer calls `grad_fn` directly, and where the keyword `two_stage` selects it; a traced one becomes a `lax.cond`
-      here instead of in the optimizer, which may round differently. NaN in steps without a trial gradient, and always
-      NaN where the optimizer itself selects by `lax.cond`, as `every` above 1 does, because a value cannot leave it;
+      optimizer calls `grad_fn` directly, and where the keyword `two_stage` selects it, which, traced, becomes a
+      `lax.cond` here instead of in the optimizer, and may round differently there. It is NaN in steps without a trial
+      gradient, and always where the optimizer selects by a `lax.cond` of its own, as `every` above 1 does, because
+      values cannot leave it;
     - *error of the gradient by quantization*, the distance between the gradients at quantized and at full-precision
       weights relative to the norm of the latter, and the cosine between them; NaN unless `full_precision_gradient`.
 

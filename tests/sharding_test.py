@@ -187,3 +187,28 @@ def test_whole_steps(mesh, name, spec):
     for tree in (params, state.mu, state.nu, weights):
         assert tree["kernel"].sharding.is_equivalent_to(shardings["kernel"], 2)
         assert tree["bias"].sharding.is_equivalent_to(shardings["bias"], 1)
+
+
+# --- The instrument ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_instrument_moves_scalars_only(mesh, spec):
+    """At most 1000 of the weights are followed, where they are; their signs are the codes."""
+    tx = fobt.track_oscillations(optax.sgd(1.0), lambda params: jnp.sign(params).astype(jnp.int8), sample=1000)
+    rng = np.random.default_rng(0)
+    sequence = [rng.normal(size=LARGE_SHAPE).astype(np.float32) for _ in range(4)]
+
+    def measures(sequence):
+        state = run(jax.jit(tx.init), sequence[0])
+        update = jax.jit(tx.update).lower(sequence[0], state, sequence[0]).compile()
+        for params in sequence:
+            _, state = run(jax.jit(tx.update), params, state, params)
+        return update, jax.device_get(run(jax.jit(fobt.oscillation_metrics), state))
+
+    _, expected = measures([jnp.asarray(params) for params in sequence])
+    with jax.set_mesh(mesh):
+        update, got = measures([jax.device_put(params, NamedSharding(mesh, SPECS[spec])) for params in sequence])
+    assert largest_collective(update) == 1
+    chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
+    assert got["total"]["oscillation_frequency"] > 0
