@@ -31,7 +31,28 @@ def no_changes(codes: Any) -> CodeChanges:
     )
 
 
-def record(changes: CodeChanges, codes: Any, momentum: float) -> tuple[CodeChanges, Any]:
+def turn(before: jax.Array, after: jax.Array, direction: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Direction of the last change of codes, and whether it just turned round: one array.
+
+    Args:
+      before: codes of one step.
+      after: codes of the next step.
+      direction: int8, sign of the last change until `before`; 0 without one.
+
+    Returns:
+      The direction until `after`, and a bool: whether the code changed in the direction opposite to its last change.
+    """
+    # By comparison, because differences of int8 codes may overflow.
+    change = (after > before).astype(jnp.int8) - (after < before).astype(jnp.int8)
+    return jnp.where(change == 0, direction, change), change * direction == -1
+
+
+def frequency_after(frequency: jax.Array, oscillated: jax.Array, momentum: float) -> jax.Array:
+    """The moving average f ← μ o + (1 - μ) f."""
+    return momentum * oscillated.astype(frequency.dtype) + (1 - momentum) * frequency
+
+
+def record(changes: CodeChanges, codes: Any, momentum: float) -> CodeChanges:
     """Takes in the next codes.
 
     A weight oscillates, o = 1, where its code changes in the direction opposite to its last change; its frequency is
@@ -43,18 +64,12 @@ def record(changes: CodeChanges, codes: Any, momentum: float) -> tuple[CodeChang
       momentum: μ.
 
     Returns:
-      What is kept now, and o as a tree of bools.
+      What is kept now.
 
     References:
       Nagel, Fournarakis, Bondarenko, Blankevoort, Overcoming Oscillations in Quantization-Aware Training, ICML 2022.
     """
-    # By comparison, because differences of int8 codes may overflow.
-    now = jax.tree.map(
-        lambda new, old: (new > old).astype(jnp.int8) - (new < old).astype(jnp.int8), codes, changes.codes
-    )
-    oscillated = jax.tree.map(lambda sign, last: sign * last == -1, now, changes.direction)
-    direction = jax.tree.map(lambda sign, last: jnp.where(sign == 0, last, sign), now, changes.direction)
-    frequency = jax.tree.map(
-        lambda o, f: momentum * o.astype(f.dtype) + (1 - momentum) * f, oscillated, changes.frequency
-    )
-    return CodeChanges(codes, direction, frequency), oscillated
+    turns = jax.tree.map(turn, changes.codes, codes, changes.direction)
+    direction, oscillated = jax.tree.transpose(jax.tree.structure(codes), jax.tree.structure((0, 0)), turns)
+    frequency = jax.tree.map(lambda f, o: frequency_after(f, o, momentum), changes.frequency, oscillated)
+    return CodeChanges(codes, direction, frequency)

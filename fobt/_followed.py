@@ -8,6 +8,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from fobt import _code_changes as code_changes
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -62,19 +64,15 @@ def follow(before: Followed, codes: jax.Array, latents: jax.Array, momentum: flo
       momentum: m in the moving average of the frequency.
     """
     latents = latents.astype(before.extreme.dtype)
-    # Not the sign of a difference, which overflows for 8-bit codes.
-    change = (codes > before.codes).astype(jnp.int8) - (codes < before.codes).astype(jnp.int8)
-    changed = change != 0
-    oscillated = change * before.direction < 0
-
-    direction = jnp.where(changed, change, before.direction)
+    changed = codes != before.codes
+    direction, oscillated = code_changes.turn(before.codes, codes, before.direction)
     swinging = jnp.where(changed, oscillated, before.swinging)
     turn = jnp.where(oscillated, before.extreme, before.turn)
     further = jnp.where(direction > 0, jnp.maximum(before.extreme, latents), jnp.minimum(before.extreme, latents))
     extreme = jnp.where(changed, latents, further)
     swing = jnp.where(swinging, direction * (extreme - turn), 0)
     amplitude = jnp.maximum(before.amplitude, swing)
-    frequency = momentum * oscillated + (1 - momentum) * before.frequency
+    frequency = code_changes.frequency_after(before.frequency, oscillated, momentum)
     return Followed(codes, direction, swinging, extreme, turn, amplitude, frequency)
 
 

@@ -155,7 +155,7 @@ def freeze_oscillations(
         quantized = leaves_of_quantized(quantize(params, state.inner, quantizer))
         structure = jax.tree.structure(state.frozen_codes)
         codes = jax.tree.unflatten(structure, _codes(quantized))
-        changes, _ = record(state.changes, codes, momentum)
+        changes = record(state.changes, codes, momentum)
         mean_codes = jax.tree.map(
             lambda code, mean: momentum * code.astype(mean.dtype) + (1 - momentum) * mean, codes, state.mean_codes
         )

@@ -14,7 +14,7 @@ from fobt._checks import check_number
 from fobt._comparison import Comparison, compare, unknown
 from fobt._followed import Followed, follow, start, strides
 from fobt._leaves import TreeQuantizer, check_quantizer, leaf_paths
-from fobt._params import quantize
+from fobt._params import leaves_of_quantized, quantize
 from fobt._quantized import Quantized
 from fobt._trial import watch_trial
 
@@ -214,8 +214,7 @@ def _leaf_codes(
 ) -> list[jax.Array | None]:
     """The codes of every leaf of params, in their order; None for the leaves that are not quantized."""
     if isinstance(quantizer, TreeQuantizer):
-        quantized = quantize(params, state, quantizer)
-        leaves = jax.tree.leaves(quantized, is_leaf=lambda leaf: isinstance(leaf, Quantized))
+        leaves = leaves_of_quantized(quantize(params, state, quantizer))
         return [leaf.codes if isinstance(leaf, Quantized) else None for leaf in leaves]
     codes = jax.tree.structure(params).flatten_up_to(quantizer(params))  # type: ignore[attr-defined]
     for path, leaf, coded in zip(leaf_paths(params), jax.tree.leaves(params), codes, strict=True):
