@@ -1,7 +1,8 @@
 """What fobt costs, as ratios taken in one run: `python -m experiments.benchmark [--output FOLDER]`.
 
 Projections of one 2048×2048 tensor against one Adam update of it, training steps against a float32 Adam step and
-two-stage steps against loss-aware ones, and the optimizer state against Adam's.
+two-stage steps against loss-aware ones, steps whose oscillations are tracked against those that are not, and the
+optimizer state against Adam's.
 """
 
 import dataclasses
@@ -59,6 +60,7 @@ def main(arguments: list[str]) -> None:
     rows = projection_ratios(config.rounds)
     for network, batch_size in STEP_NETWORKS.items():
         rows += step_ratios(network, batch_size, config.rounds)
+        rows += instrument_ratios(network, batch_size, config.rounds)
     rows.append(state_ratio())
     table = markdown(COLUMNS, rows)
     Console().print(table, highlight=False, soft_wrap=True)
@@ -112,8 +114,8 @@ def projection_ratios(rounds: int) -> list[dict[str, Any]]:
     return ratios(f"{SIDE}×{SIDE} projection: ", median_seconds(programs, rounds), ADAM_UPDATE, targets)
 
 
-def step_ratios(network: str, batch_size: int, rounds: int) -> list[dict[str, Any]]:
-    """Times of training steps in float32 Adam steps, and of two-stage steps in loss-aware ones."""
+def step_programs(network: str, batch_size: int) -> Callable[[optax.GradientTransformation, Any], Program]:
+    """Makes training steps of a network, given an optimizer and a quantizer."""
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(batch_size, 28, 28, 1)), jnp.float32)
     labels = jnp.asarray(rng.integers(10, size=batch_size), jnp.int32)
@@ -134,6 +136,12 @@ def step_ratios(network: str, batch_size: int, rounds: int) -> list[dict[str, An
 
         return Program(step, params, optimizer.init(params), batch_stats, carry=3)
 
+    return program
+
+
+def step_ratios(network: str, batch_size: int, rounds: int) -> list[dict[str, Any]]:
+    """Times of training steps in float32 Adam steps, and of two-stage steps in loss-aware ones."""
+    program = step_programs(network, batch_size)
     programs = {ADAM_STEP: program(optax.adam(1e-3), fobt.identity())}
     for name, quantizer in QUANTIZERS.items():
         programs[f"loss-aware, {name}"] = program(optax.adam(1e-3), quantizer)
@@ -145,6 +153,26 @@ def step_ratios(network: str, batch_size: int, rounds: int) -> list[dict[str, An
     for name in QUANTIZERS:
         pair = {key: seconds[key] for key in (f"loss-aware, {name}", f"two-stage, {name}")}
         rows += ratios(title, pair, f"loss-aware, {name}", {f"two-stage, {name}": 2.15})
+    return rows
+
+
+def instrument_ratios(network: str, batch_size: int, rounds: int) -> list[dict[str, Any]]:
+    """Times of training steps whose oscillations are tracked, in the same steps without the instrument."""
+    program = step_programs(network, batch_size)
+    rows = []
+    for name, quantizer in QUANTIZERS.items():
+        optimizers = {
+            f"loss-aware, {name}": optax.adam(1e-3),
+            f"two-stage, {name}": fobt.forward_backtrack(1e-3, quantizer),
+        }
+        for bare, optimizer in optimizers.items():
+            tracked = f"{bare}, tracked"
+            programs = {
+                bare: program(optimizer, quantizer),
+                tracked: program(fobt.track_oscillations(optimizer, quantizer), quantizer),
+            }
+            seconds = median_seconds(programs, rounds)
+            rows += ratios(f"{network} step, batch {batch_size}: ", seconds, bare, {tracked: 1.1})
     return rows
 
 

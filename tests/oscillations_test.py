@@ -332,7 +332,7 @@ def test_the_followed_weights_are_those_at_the_strides():
     _, state = tx.update(params, tx.init(params), params)
     leaf = state.leaves["kernel"]
     assert leaf.size == 96
-    np.testing.assert_array_equal(leaf.gradient, np.arange(96.0).reshape(4, 24)[::2, ::4][:, :6])
+    np.testing.assert_array_equal(leaf.gradient, np.arange(96.0).reshape(4, 24)[:, ::8])
     np.testing.assert_array_equal(leaf.followed.codes, np.sign(leaf.gradient))
 
 
