@@ -57,6 +57,6 @@ def lp_clipping_value(weights: jax.Array, quantizer: Quantizer, norm: ArrayLike)
     below = math.ceil(math.log2(size)) + 1
     per_octave = max(_LEAST_PER_OCTAVE, min(_ROUNDINGS_PER_OCTAVE // size, _MOST_PER_OCTAVE))
     best = best_of(jnp.arange(-below * per_octave, per_octave + 1).astype(r.dtype) / per_octave)
-    for zoom in range(1, _ZOOMS + 1):
-        best = best_of(best + jnp.arange(-_ZOOM, _ZOOM + 1).astype(r.dtype) / (per_octave * _ZOOM**zoom))
+    steps = jnp.arange(-_ZOOM, _ZOOM + 1).astype(r.dtype) / per_octave
+    best = jax.lax.fori_loop(1, _ZOOMS + 1, lambda zoom, best: best_of(best + steps / float(_ZOOM) ** zoom), best)
     return 2.0**best * largest

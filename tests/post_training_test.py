@@ -18,6 +18,14 @@ from fobt._clipping import lp_clipping_value
 NORMS = (2.0, 2.5, 3.0, 4.0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_fast():
+    """These tests compile much and run little."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def some_weights(shape, seed=0):
     return np.random.default_rng(seed).standard_t(df=4, size=shape).astype(np.float32)
 
@@ -67,7 +75,7 @@ def test_linear_codes_are_those_of_clipping_and_rounding(dtype, x64):
 )
 def test_rounding_with_the_scale_of_a_projection_keeps_its_weights(quantizer):
     """The weights of a projection are levels already, so each of them is its own nearest level."""
-    projected = quantizer(some_weights((8, 6)))
+    projected = jax.jit(quantizer)(some_weights((8, 6)))
     again = quantizer.round_to_nearest(projected.dequantize(), projected.scale)
     np.testing.assert_allclose(again.dequantize(), projected.dequantize(), rtol=1e-6)
     chex.assert_trees_all_equal_structs(again, projected)
@@ -96,16 +104,16 @@ def test_no_clipping_value_has_a_smaller_error(grid, norm):
     weights = some_weights((30,))
     found = lp_clipping_value(weights, make(grid), norm)
     assert found.shape == ()
-    candidates = np.max(np.abs(weights)) * np.geomspace(1e-3, 4, 8000)
+    candidates = np.max(np.abs(weights)) * np.geomspace(1e-2, 3, 3000)
     lowest = min(lp_error(grid, weights, c, norm) for c in candidates)
     assert lp_error(grid, weights, float(found), norm) <= lowest * (1 + 1e-3)
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_norm_2_is_the_projection_with_the_least_squared_error(bits, x64):
     """In float64, where the running sums of the exact solver do not cancel."""
     weights = jnp.asarray(some_weights((60, 20)), jnp.float64)
-    projected = fobt.linear(bits, solver="exact")(weights)
+    projected = jax.jit(fobt.linear(bits, solver="exact"))(weights)
     found = fobt.linear(bits).round_to_nearest(weights, lp_clipping_value(weights, fobt.linear(bits), 2.0))
     least, got = (jnp.sum((weights - q.dequantize()) ** 2) for q in (projected, found))
     assert least <= got <= least * (1 + 1e-5)
@@ -114,8 +122,8 @@ def test_norm_2_is_the_projection_with_the_least_squared_error(bits, x64):
 
 def test_many_weights_with_few_candidates():
     """The candidates become fewer with the number of weights."""
-    weights = some_weights((500, 600))
-    for norm in NORMS:
+    weights = some_weights((300, 400))
+    for norm in (2.0, 4.0):
         found = float(lp_clipping_value(weights, fobt.linear(4), norm))
         near = min(lp_error("linear(4)", weights, c, norm) for c in found * np.geomspace(0.8, 1.25, 9))
         assert lp_error("linear(4)", weights, found, norm) <= near * (1 + 1e-5)
@@ -150,7 +158,7 @@ def test_the_clipping_value_of_nothing_is_zero():
 
 # --- The three phases ----------------------------------------------------------------------------------------------
 
-TARGET = some_weights((6, 4), seed=1)
+TARGET = some_weights((20, 12), seed=1)
 
 
 def quadratic(weights):
@@ -166,7 +174,7 @@ def two_leaves():
 def test_the_result_is_what_it_says(quantizer):
     params = two_leaves()
     result = fobt.lapq(quadratic, params, quantizer)
-    expected = fobt.quantize(params, None, quantizer)
+    expected = jax.eval_shape(lambda params: fobt.quantize(params, None, quantizer), params)
     chex.assert_trees_all_equal_structs(result.quantized, expected)
     chex.assert_trees_all_equal_shapes_and_dtypes(result.quantized, expected)
     np.testing.assert_array_equal(result.quantized["bias"], params["bias"])
@@ -183,25 +191,25 @@ def test_no_phase_makes_it_worse_and_the_joint_search_helps():
         result = fobt.lapq(quadratic, two_leaves(), fobt.linear(bits))
         assert result.loss == min(result.losses)
         assert result.norm_loss <= min(result.norm_losses)
-        assert result.loss < 0.99 * result.norm_loss
+        assert result.loss < 0.999 * result.norm_loss
         assert result.losses[:10] == result.norm_losses
 
 
 def test_the_norm_phases_are_those_of_their_definition():
-    params, norms = two_leaves(), np.linspace(2, 4, 10)
-    result = fobt.lapq(quadratic, params, fobt.linear(3), max_evaluations=0)
+    params, norms = two_leaves(), (2.0, 2.5, 4.0)
+    result = fobt.lapq(quadratic, params, fobt.linear(3), norms=norms, max_evaluations=0)
 
     def loss_at(norm):
         rounded = {k: nearest_levels("linear(3)", w, brute_force(w, norm)) for k, w in params.items() if k != "bias"}
         return float(quadratic(rounded))
 
     def brute_force(weights, norm):
-        candidates = np.max(np.abs(weights)) * np.geomspace(0.2, 2, 4000)
+        candidates = np.max(np.abs(weights)) * np.geomspace(0.2, 2, 1000)
         return min(candidates, key=lambda c: lp_error("linear(3)", weights, c, norm))
 
     expected = [loss_at(norm) for norm in norms]
     np.testing.assert_allclose(result.norm_losses, expected, rtol=2e-2)
-    assert len(result.losses) in (10, 11)
+    assert len(result.losses) in (3, 4)
     assert result.loss == result.norm_loss == min(result.losses)
 
 
@@ -218,11 +226,11 @@ def test_the_vertex_of_the_parabola_is_tried_where_it_is_a_minimum():
     def search(losses):
         return fobt.lapq(losing(losses), params, fobt.linear(4), norms=norms, max_evaluations=0)
 
-    convex = search([1.0, 0.5, 1.2])  # a = 0.6, b = -4.1 + ... : the vertex is at 3 - 0.1/1.2
+    convex = search([1.0, 0.5, 1.2])  # 0.5 + 0.1 (p - 3) + 0.6 (p - 3)²
     assert len(convex.losses) == 4
     np.testing.assert_allclose(convex.norm, 3 - 0.1 / 1.2, rtol=1e-2)
     assert convex.norm_loss < 0.5
-    for losses, best in [([0.5, 1.0, 0.6], 2.0), ([1.0, 0.5, 0.2], 4.0), ([0.1, 0.2, 0.5], 2.0)]:
+    for losses, best in [([0.5, 1.0, 0.6], 2.0), ([1.0, 0.5, 0.2], 4.0), ([0.1, 0.25, 0.5], 2.0)]:
         result = search(losses)  # concave; falling and rising with a vertex out of range
         assert len(result.losses) == 3
         assert result.norm == best
@@ -266,7 +274,7 @@ def test_the_joint_search_moves_leaves_against_each_other():
     np.testing.assert_allclose(list(result.clipping_values.values()), expected, rtol=2e-2)
 
 
-@pytest.mark.parametrize("max_evaluations", [0, 1, 7, 40])
+@pytest.mark.parametrize("max_evaluations", [0, 1, 7, 20])
 def test_the_budget_is_kept_and_the_loss_compiled_once(max_evaluations):
     loss_fn = chex.assert_max_traces(quadratic, 1)
     chex.clear_trace_counter()
@@ -285,7 +293,7 @@ def test_the_joint_search_stops_early():
 
 
 def test_an_independent_search_does_no_better():
-    """Differential evolution over both clipping values finds nothing much better near the norms' ones."""
+    """Differential evolution, within a factor of 2 of the start, finds nothing that is more than 5 % better."""
     params = two_leaves()
     result = fobt.lapq(quadratic, params, fobt.linear(4))
 
@@ -298,7 +306,7 @@ def test_an_independent_search_does_no_better():
 
     start = np.array(list(fobt.lapq(quadratic, params, fobt.linear(4), max_evaluations=0).clipping_values.values()))
     best = scipy.optimize.differential_evolution(loss_at, list(zip(start / 2, start * 2, strict=True)), seed=0)
-    assert result.loss <= 1.15 * best.fun
+    assert result.loss <= 1.05 * best.fun
 
 
 # --- Leaves, dtypes, degenerate cases, errors ----------------------------------------------------------------------
@@ -316,10 +324,10 @@ def test_every_leaf_has_its_own_grid():
 
 def test_zero_and_empty_leaves_are_those_of_quantize():
     params = {"empty": jnp.zeros((0, 3)), "one": jnp.array([[0.7]]), "zero": jnp.zeros((2, 2))}
-    for quantizer in (fobt.binary(), fobt.linear(2), fobt.linear(8)):
+    for quantizer in (fobt.binary(), fobt.linear(3, solver="exact")):
         result = fobt.lapq(lambda weights: sum(jnp.sum(w**2) for w in weights.values()), params, quantizer)
         assert list(result.clipping_values) == ["one"]
-        expected = fobt.quantize(params, None, quantizer)
+        expected = jax.jit(lambda params, q=quantizer: fobt.quantize(params, None, q))(params)
         for name in ("empty", "zero"):
             chex.assert_trees_all_equal(result.quantized[name], expected[name])
         assert math.isfinite(result.loss)
@@ -352,7 +360,8 @@ def test_values_that_are_not_finite_are_never_chosen():
 def test_dtypes(dtype, x64):
     params = jax.tree.map(lambda w: jnp.asarray(w, dtype), two_leaves())
     result = fobt.lapq(quadratic, params, fobt.linear(3), max_evaluations=40)
-    chex.assert_trees_all_equal_shapes_and_dtypes(result.quantized, fobt.quantize(params, None, fobt.linear(3)))
+    expected = jax.eval_shape(lambda params: fobt.quantize(params, None, fobt.linear(3)), params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(result.quantized, expected)
     assert result.loss < result.norm_loss
 
 
@@ -375,7 +384,7 @@ def test_sharded_params(axis_type):
         ({"norms": (2.0, 3.0)}, r"norms must be three or more different numbers of at least 1, got \(2.0, 3.0\)"),
         ({"norms": (2.0, 3.0, 3.0)}, "norms must be three or more different"),
         ({"norms": (0.5, 2.0, 3.0)}, "norms must be three or more different"),
-        ({"norms": "234"}, "norms must be three or more different"),
+        ({"norms": 2.0}, "norms must be three or more different"),
         ({"max_evaluations": -1}, "max_evaluations must be an integer of at least 0, got -1"),
         ({"max_evaluations": 2.5}, "max_evaluations must be an integer of at least 0, got 2.5"),
         ({"tolerance": -0.1}, "tolerance must be a number of at least 0, got -0.1"),
@@ -385,7 +394,7 @@ def test_sharded_params(axis_type):
             r"one scale per tensor, got PerTensor\(\) with 2 scale\(s\) at 'first'",
         ),
         ({"quantizer": fobt.linear(3, granularity=fobt.per_channel())}, "one scale per tensor, got PerChannel"),
-        ({"loss_fn": lambda weights: weights["first"][0]}, r"loss_fn must return a scalar, got shape \(4,\)"),
+        ({"loss_fn": lambda weights: weights["first"][0]}, r"loss_fn must return a scalar, got shape \(12,\)"),
     ],
 )
 def test_errors_name_the_argument(options, message):
