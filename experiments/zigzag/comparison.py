@@ -160,7 +160,7 @@ def measure(
     losses, flips = jax.jit(jax.vmap(over_learning_rates, (0, None, None, None)))(
         jnp.array([*A_VALUES, 1.0]), jnp.array(learning_rates) * unit, data, starts
     )
-    log_losses = np.log10(np.nan_to_num(losses / units[:, None], nan=WORST, posinf=WORST))
+    log_losses = np.log10(np.nan_to_num(np.asarray(losses) / units[:, None], nan=WORST, posinf=WORST))
     log_losses = np.minimum(log_losses, np.log10(WORST))
     return Setting(problem, quantizer[0], optimizer, learning_rates, log_losses, np.asarray(flips))
 
@@ -283,16 +283,18 @@ def write(folder: Path, name: str, settings: Sequence[Setting], sizes: Mapping[s
 def _draw(records: Sequence[Mapping[str, Any]], path: Path, sizes: str) -> None:
     """A heat map for each optimizer and shown a: a row for each setting, a column for each learning rate."""
     settings = list(dict.fromkeys((record["quantizer"], record["problem"]) for record in records))
-    figure = Figure(figsize=(15, 2.2 + 0.72 * len(settings)), layout="constrained")
+    figure = Figure(figsize=(15, 3.4 + 0.6 * len(settings)), layout="constrained")
     figure.suptitle(
         "Loss of looking ahead / loss of LAQ, same η, up to equally many gradients; bold: the interval excludes 1\n"
-        f"({sizes})"
+        f"({sizes}; losses are cut at {WORST:g} units)"
     )
     rates_of = {
         optimizer: sorted({record["learning_rate"] for record in records if record["optimizer"] == optimizer})
         for optimizer in OPTIMIZERS
     }
-    panels = figure.subplots(len(SHOWN_A), len(OPTIMIZERS), width_ratios=list(map(len, rates_of.values())))
+    panels = figure.subplots(
+        len(SHOWN_A), len(OPTIMIZERS), squeeze=False, width_ratios=list(map(len, rates_of.values()))
+    )
     for a, row in zip(SHOWN_A, panels, strict=True):
         for optimizer, axes in zip(OPTIMIZERS, row, strict=True):
             cells = {
@@ -316,7 +318,7 @@ def _draw(records: Sequence[Mapping[str, Any]], path: Path, sizes: str) -> None:
             axes.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
             labels = [", ".join(setting) for setting in settings] if axes is row[0] else [""] * len(settings)
             axes.set_yticks(range(len(settings)), labels)
-    figure.colorbar(image, ax=panels, label="log10 of the ratio; blue: looking ahead is better", shrink=0.6)
+    figure.colorbar(image, ax=panels, label="log10 of the ratio, blue is better", shrink=0.8)
     figure.savefig(path, dpi=110)
 
 

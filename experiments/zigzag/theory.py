@@ -181,7 +181,7 @@ def best_learning_rate_and_a(smallest: float, largest: float) -> tuple[float, fl
         (2.0, 0.75)
         >>> eta, a = best_learning_rate_and_a(0.01, 1.0)
         >>> round(eta, 3), round(a, 3)
-        (7.623, 0.87)
+        (7.622, 0.87)
     """
     total, difference = largest + smallest, largest - smallest
     norm = 2 * total**2 - difference**2

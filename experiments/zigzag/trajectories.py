@@ -59,7 +59,7 @@ def write(folder: Path) -> None:
     )
     records = []
     with jax.enable_x64(True):
-        for case, panels in zip(CASES, figure.subplots(len(CASES), 2), strict=True):
+        for case, panels in zip(CASES, figure.subplots(len(CASES), 2, squeeze=False), strict=True):
             paths = _run(case)
             for number, (a, axes) in enumerate(zip(A_VALUES, panels, strict=True)):
                 path = jax.tree.map(operator.itemgetter(number), paths)
@@ -83,7 +83,7 @@ def write(folder: Path) -> None:
                 _draw_contours(axes)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    figure.savefig(folder / "trajectories.png", dpi=110)
+    figure.savefig(folder / "trajectories.png", dpi=90)
     content = {
         "environment": environment(),
         "minimiser": MINIMISER.tolist(),
