@@ -134,7 +134,7 @@ def trial_params(
       >>> import fobt, optax
       >>> import jax.numpy as jnp
       >>> tx = optax.adam(0.5)
-      >>> params = jnp.array([[0.25, -2.0]])
+      >>> params = jnp.array([[0.3, -2.0]])
       >>> updates, state = tx.update(jnp.array([[1.0, 1.0]]), tx.init(params), params)
       >>> params = optax.apply_updates(params, updates)
       >>> fobt.quantized_params(params, state, fobt.binary()).round(2)
