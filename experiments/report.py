@@ -16,8 +16,8 @@ from experiments import paper
 from experiments.plots import plot_jobs
 from experiments.results_reading import Job, Run, read_job
 from experiments.rows import Row
-from experiments.statistics import Estimate, mean_and_deviation, paired_difference
-from experiments.tables import Columns, markdown, spread
+from experiments.statistics import as_record, mean_and_deviation, paired_difference
+from experiments.tables import Columns, interval, markdown, spread
 
 EXPLANATION = """\
 Mean ± standard deviation over seeds. Test accuracy is read once, at the epoch with the best validation accuracy. Train
@@ -148,7 +148,7 @@ def equal_gradients(job: Job) -> list[dict[str, Any]]:
         }
         if reference is not None:
             for key in ("validation_accuracy", "train_loss"):
-                record[f"{key}_to_laq"] = _as_dict(paired_difference(values(key), values(key, reference)))
+                record[f"{key}_to_laq"] = as_record(paired_difference(values(key), values(key, reference)))
         if all(run.result is not None and run.metrics[-1]["gradient_evaluations"] <= budget for run in job.runs[row]):
             record["test_accuracy"] = mean_and_deviation(_percent(job.results(row, "test_accuracy")))
         records.append(record)
@@ -171,11 +171,7 @@ def _difference(job: Job, row: Row, reference: Row | None, key: str, factor: flo
     if reference is None:
         return None
     values, others = ({s: factor * v for s, v in job.results(of, key).items()} for of in (row, reference))
-    return _as_dict(paired_difference(values, others))
-
-
-def _as_dict(estimate: Estimate | None) -> dict[str, Any] | None:
-    return None if estimate is None else vars(estimate)
+    return as_record(paired_difference(values, others))
 
 
 def _mean(values: dict[int, float]) -> float:
@@ -186,23 +182,14 @@ def _percent(values: dict[int, float]) -> dict[int, float]:
     return {seed: 100 * value for seed, value in values.items()}
 
 
-def _interval(numbers: str) -> Any:
-    def text(value: dict[str, Any]) -> str:
-        mean, low, high = value["mean"], value["low"], value["high"]
-        interval = "" if low is None else f" [{low:+{numbers}}, {high:+{numbers}}]"
-        return f"{mean:+{numbers}}{interval}"
-
-    return text
-
-
 EQUAL_EPOCHS_COLUMNS: Columns = {
     "label": ("equal epochs", str),
     "seeds": ("seeds", str),
     "test_accuracy": ("test accuracy %", spread(".2f")),
     "paper": ("paper %", "{:.2f}".format),
-    "test_accuracy_to_laq": ("Δ to LAQ", _interval(".2f")),
+    "test_accuracy_to_laq": ("Δ to LAQ", interval(".2f")),
     "train_loss": ("train loss", spread(".2g")),
-    "train_loss_to_laq": ("Δ to LAQ", _interval(".2g")),
+    "train_loss_to_laq": ("Δ to LAQ", interval(".2g")),
     "gradient_evaluations": ("gradients", "{:,.0f}".format),
     "bits_per_weight": ("bits/weight", "{:.3f}".format),
     "seconds": ("seconds", "{:.0f}".format),
@@ -212,9 +199,9 @@ EQUAL_GRADIENTS_COLUMNS: Columns = {
     "seeds": ("seeds", str),
     "gradient_evaluations": ("gradients", "{:,.0f}".format),
     "validation_accuracy": ("validation accuracy %", spread(".2f")),
-    "validation_accuracy_to_laq": ("Δ to LAQ", _interval(".2f")),
+    "validation_accuracy_to_laq": ("Δ to LAQ", interval(".2f")),
     "train_loss": ("train loss", spread(".2g")),
-    "train_loss_to_laq": ("Δ to LAQ", _interval(".2g")),
+    "train_loss_to_laq": ("Δ to LAQ", interval(".2g")),
     "test_accuracy": ("test accuracy %", spread(".2f")),
 }
 

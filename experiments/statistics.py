@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -76,3 +77,19 @@ def paired_difference(values: Mapping[int, float], reference: Mapping[int, float
         (differences,), np.mean, confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
     return Estimate(mean, float(interval.low), float(interval.high), len(seeds))
+
+
+def relative_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> Estimate | None:
+    """Mean over common seeds of value / reference - 1, with the interval of `paired_difference`.
+
+    Example:
+        >>> relative_difference({0: 1.5, 1: 3.0}, {0: 1.0, 1: 2.0})
+        Estimate(mean=0.5, low=0.5, high=0.5, seeds=2)
+    """
+    ratios = {seed: value / reference[seed] - 1 for seed, value in values.items() if seed in reference}
+    return paired_difference(ratios, dict.fromkeys(ratios, 0.0))
+
+
+def as_record(estimate: Estimate | None) -> dict[str, Any] | None:
+    """An estimate as records of tables hold it."""
+    return None if estimate is None else vars(estimate)

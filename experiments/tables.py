@@ -26,6 +26,22 @@ def spread(numbers: str) -> Callable[[Mapping[str, float | None]], str]:
     return text
 
 
+def interval(numbers: str, factor: float = 1) -> Callable[[Mapping[str, Any]], str]:
+    """From an estimate and its confidence interval to text; `numbers` is the format of all three.
+
+    Example:
+        >>> interval(".0f", factor=100)({"mean": 0.5, "low": 0.25, "high": 0.75})
+        '+50 [+25, +75]'
+    """
+
+    def text(value: Mapping[str, Any]) -> str:
+        mean, low, high = (None if value[key] is None else factor * value[key] for key in ("mean", "low", "high"))
+        ends = "" if low is None else f" [{low:+{numbers}}, {high:+{numbers}}]"
+        return f"{mean:+{numbers}}{ends}"
+
+    return text
+
+
 def markdown(columns: Columns, records: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table with a row for each record.
 

@@ -21,8 +21,8 @@ from experiments.config import GRID_METHODS, MethodName, QuantizerName, TrainCon
 from experiments.configs import JOBS
 from experiments.results_reading import Run, read_job
 from experiments.rows import expand
-from experiments.statistics import paired_difference, standard_deviation
-from experiments.tables import Columns, markdown
+from experiments.statistics import as_record, relative_difference, standard_deviation
+from experiments.tables import Columns, interval, markdown
 from experiments.train import run_job
 
 Setting: TypeAlias = dict[str, float]
@@ -147,9 +147,8 @@ def write_table(
             record[key] = statistics.fmean(values)
             record[f"{key}_deviation"] = standard_deviation(values)
         record["gradients"] = statistics.fmean(result["gradient_evaluations"] for result in results)
-        ratios = {seed: loss / reference[seed] - 1 for seed, loss in losses[method].items()}
-        estimate = paired_difference(ratios, dict.fromkeys(ratios, 0.0))
-        record["train_loss_to_first"] = None if losses[method] is reference else estimate and vars(estimate)
+        if losses[method] is not reference:
+            record["train_loss_to_first"] = as_record(relative_difference(losses[method], reference))
         records.append(record)
     table = markdown(COLUMNS, records)
     (folder / "tuning.md").write_text(table, encoding="utf-8")
@@ -157,11 +156,6 @@ def write_table(
         json.dumps({"compared": records, "searched": searches}, indent=2) + "\n", encoding="utf-8"
     )
     console.out(table, highlight=False)
-
-
-def _percent_interval(value: dict[str, Any]) -> str:
-    interval = "" if value["low"] is None else f" [{100 * value['low']:+.0f}, {100 * value['high']:+.0f}]"
-    return f"{100 * value['mean']:+.0f} %{interval}"
 
 
 COLUMNS: Columns = {
@@ -174,7 +168,7 @@ COLUMNS: Columns = {
     "seeds": ("seeds", str),
     "train_loss": ("train loss", "{:.5f}".format),
     "train_loss_deviation": ("±", "{:.5f}".format),
-    "train_loss_to_first": ("Δ to the first", _percent_interval),
+    "train_loss_to_first": ("Δ to the first, %", interval(".0f", factor=100)),
     "validation_accuracy": ("validation accuracy %", "{:.2f}".format),
     "test_accuracy": ("test accuracy %", "{:.2f}".format),
     "test_accuracy_deviation": ("±", "{:.2f}".format),
