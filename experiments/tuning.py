@@ -1,39 +1,40 @@
-"""Methods compared with learning rate, b1, b2 and a tuned for each: `python -m experiments.tuning --output FOLDER`.
+"""Methods compared with learning rate, b1 and b2 tuned for each: `python -m experiments.tuning --output FOLDER`.
 
-The settings of a row are searched one after another: each is set to the value with the lowest validation loss after the
-last epoch, with seeds of their own, while the others stay at the best values so far. Then every row trains with its
-settings and new seeds. All rows have the same number of gradient evaluations: rows with two per minibatch have fewer
-epochs and a compressed schedule. It is resumable: finished runs are kept.
+Every row has the same number of gradient evaluations and a cosine schedule over its steps. Its settings have the lowest
+validation loss of a grid, with seeds that the comparison does not use. It is resumable: finished rows are kept.
 """
 
 import dataclasses
-import json
+import itertools
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
 
-from experiments.config import GRID_METHODS, MethodName, QuantizerName, TrainConfig
+from experiments.config import TrainConfig
 from experiments.configs import JOBS
-from experiments.results_reading import Run, read_job
-from experiments.rows import expand
-from experiments.statistics import as_record, relative_difference, standard_deviation
-from experiments.tables import Columns, interval, markdown
-from experiments.train import run_job
+from experiments.data import Dataset
+from experiments.run import TRAIN_LOSS_EXAMPLES
+from experiments.run_folder import environment, jsonable, read_json, write_json
+from experiments.statistics import as_record, mean_and_deviation, relative_difference
+from experiments.tables import Columns, interval, markdown, spread
+from experiments.train import load
+from experiments.tuned_training import Setting, TunedTraining
+from experiments.variants import METHODS, VARIANTS, Variant
 
-Setting: TypeAlias = dict[str, float]
-# In the order of the search. The first value of each is where the search starts.
-SETTINGS: dict[str, tuple[float, ...]] = {
-    "learning_rate": (0.01, 0.001, 0.003, 0.03),
-    "b2": (0.999, 0.99, 0.95, 0.9),
-    "b1": (0.9, 0.8, 0.5, 0.0),
-    "a": (0.6, 0.3, 0.9),
-}
-METHODS_WITH_A = ("forward_backtrack", "optimistic")
+EXPLANATION = """\
+{job}, {epochs} epochs, {grid} weights, {gradients:,} gradient evaluations, cosine schedule, latent weights in [-1, 1]:
+losses and accuracies at the quantized weights after the last step, mean ± standard deviation over {seeds} seeds. Δ:
+relative difference in train loss to LAQ and to the quantized Nesterov form, negative where the row is better, with the
+95 % percentile bootstrap interval. Learning rate, b1 and b2 have the lowest validation loss, mean over the seeds
+{tuning_seeds}. Rows with two gradients per step (SAM, two LAQ steps, forward-backtrack) take half as many steps.
+"""
+# Settings that rows of one folder must share.
+SHARED = ("job", "grid", "epochs", "learning_rates", "b1", "b2", "tuning_seeds", "seeds", "limit")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,24 +42,19 @@ class TuningConfig:
     """Tune every method on validation data, then compare them at equal gradient evaluations."""
 
     job: Literal["digits", "mnist_small_mlp", "mnist_lenet5"] = "digits"
-    """The job whose network, data and schedule are used."""
-    methods: tuple[MethodName, ...] = (
-        "laq",
-        "nadam",
-        "nesterov",
-        "optimistic",
-        "forward_backtrack",
-        "two_steps",
-        "sam",
-        "bwn",
-    )
-    """Rows of the table; the first one is what the others are compared with."""
-    quantizer: QuantizerName = "binary"
-    """Grid of laq and the methods built on it."""
-    bits: int | None = None
-    """Bits per weight of linear and logarithmic grids."""
+    """The job whose network, data, batch size and loss are used."""
+    rows: Literal["methods", "variants", "all"] = "all"
+    """Methods and controls, variants of the methods with one gradient per step, or both."""
+    grid: Literal["binary", "ternary"] = "binary"
+    """Grid of the weights."""
     epochs: int | None = None
-    """Passes over the training images of rows with one gradient per minibatch, instead of the job's own."""
+    """Passes over the training images of rows with one gradient per step, instead of the job's own."""
+    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03)
+    """Learning rates at the start that are tried."""
+    b1: tuple[float, ...] = (0.9, 0.8)
+    """Decay rates of the first moment that are tried."""
+    b2: tuple[float, ...] = (0.999, 0.99)
+    """Decay rates of the second moment that are tried."""
     tuning_seeds: tuple[int, ...] = (100, 101)
     """Seeds of the search."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -73,105 +69,96 @@ def main(arguments: Sequence[str]) -> None:
     """Searches and compares, and writes tuning.md and tuning.json into the folder."""
     config = tyro.cli(TuningConfig, args=arguments, prog="python -m experiments.tuning")
     if set(config.seeds) & set(config.tuning_seeds):
-        raise SystemExit(
-            f"python -m experiments.tuning: --tuning-seeds must not be among --seeds, got {config.tuning_seeds}"
-        )
+        _fail(f"--tuning-seeds must not be among --seeds, got {config.tuning_seeds}")
+    settings = jsonable({key: getattr(config, key) for key in SHARED})
+    records: dict[str, dict[str, Any]] = {}
+    if (config.output / "tuning.json").exists():
+        before = read_json(config.output / "tuning.json")
+        if before["settings"] != settings:
+            _fail(f"{config.output} holds rows with other settings: choose another --output")
+        records = {record["label"]: record for record in before["rows"]}
     console = Console(width=None if sys.stdout.isatty() else 120)
-    finals, searches = {}, {}
-    for method in config.methods:
-        setting, searches[method] = search(config, method, console)
-        finals[method] = setting, train(config, method, setting, config.seeds, config.output / "compared", console)
-    write_table(config.output, finals, searches, console)
+    job = JOBS[config.job] if config.epochs is None else dataclasses.replace(JOBS[config.job], epochs=config.epochs)
+    dataset = load(job.dataset) if config.limit is None else load(job.dataset).first(config.limit)
+    config.output.mkdir(parents=True, exist_ok=True)
+    offered = {"methods": METHODS, "variants": VARIANTS, "all": METHODS | VARIANTS}[config.rows]
+    for label, variant in offered.items():
+        if label not in records:
+            records[label] = {"label": label} | measure(config, job, dataset, variant)
+            console.print(f"{label}: {spread('.5f')(records[label]['train_loss'])}", highlight=False)
+            write(config, job, dataset, settings, records)
+    console.out((config.output / "tuning.md").read_text(encoding="utf-8"), highlight=False)
 
 
-def search(config: TuningConfig, method: MethodName, console: Console) -> tuple[Setting, list[dict[str, Any]]]:
-    """The best setting of a method, and the validation loss of every setting that was tried."""
-    tried: list[dict[str, Any]] = []
+def measure(config: TuningConfig, job: TrainConfig, dataset: Dataset, variant: Variant) -> dict[str, Any]:
+    """The best setting of a row, and what its runs with the seeds of the comparison reached."""
+    training = TunedTraining(job, dataset, config.grid, variant)
 
     def score(setting: Setting) -> float:
-        runs = train(config, method, setting, config.tuning_seeds, config.output / "search", console)
-        loss = statistics.fmean(run.metrics[-1]["validation_loss"] for run in runs)
-        tried.append({**setting, "validation_loss": loss})
-        return loss
+        return statistics.fmean(
+            training.evaluate(training.run(seed, setting), dataset.validation).loss for seed in config.tuning_seeds
+        )
 
-    names = [name for name in SETTINGS if name != "a" or method in METHODS_WITH_A]
-    best = {name: SETTINGS[name][0] for name in names}
-    for name in names:
-        best = min(({**best, name: value} for value in SETTINGS[name]), key=score)
-    return best, tried
-
-
-def train(
-    config: TuningConfig, method: MethodName, setting: Setting, seeds: Sequence[int], folder: Path, console: Console
-) -> list[Run]:
-    """Trains one row with one setting; rows with the same setting share a job folder."""
-    changes = {key: value for key in ("epochs", "limit") if (value := getattr(config, key)) is not None}
-    name = "-".join(f"{key}{value:g}" for key, value in setting.items() if key != "a")
-    job = TrainConfig(
-        **{
-            **{field.name: getattr(JOBS[config.job], field.name) for field in dataclasses.fields(TrainConfig)},
-            "methods": (method,),
-            "quantizer": config.quantizer if method in GRID_METHODS else None,
-            "bits": config.bits,
-            "budget": "gradients",
-            "every": (1,),
-            "seeds": tuple(seeds),
-            "output": folder / name,
-            **changes,
-            **setting,
+    searched = {setting: score(setting) for setting in itertools.product(config.learning_rates, config.b1, config.b2)}
+    best = min(searched, key=lambda setting: searched[setting])
+    by_seed = {}
+    for seed in config.seeds:
+        trained = training.run(seed, best)
+        by_seed[seed] = {
+            "train_loss": training.evaluate(trained, dataset.train.first(TRAIN_LOSS_EXAMPLES)).loss,
+            "validation_accuracy": 100 * training.evaluate(trained, dataset.validation).accuracy,
+            "test_accuracy": 100 * training.evaluate(trained, dataset.test).accuracy,
         }
-    )
-    run_job(job, console)
-    (row,) = expand(job)
-    return [run for run in read_job(folder / name).runs[row] if run.seed in seeds]
-
-
-def write_table(
-    folder: Path,
-    finals: dict[MethodName, tuple[Setting, list[Run]]],
-    searches: dict[MethodName, list[dict[str, Any]]],
-    console: Console,
-) -> None:
-    """Writes the comparison, and what the search tried."""
-    losses = {
-        method: {run.seed: run.result["train_loss"] for run in runs if run.result is not None}
-        for method, (_, runs) in finals.items()
+    measured = {
+        key: mean_and_deviation({seed: result[key] for seed, result in by_seed.items()}) for key in by_seed[seed]
     }
-    reference = next(iter(losses.values()))
-    records = []
-    for method, (setting, runs) in finals.items():
-        results = [run.result for run in runs if run.result is not None]
-        record: dict[str, Any] = {"label": runs[0].row.label, **setting, "seeds": len(results)}
-        for key, factor in [("train_loss", 1), ("validation_accuracy", 100), ("test_accuracy", 100)]:
-            values = [factor * result[key] for result in results]
-            record[key] = statistics.fmean(values)
-            record[f"{key}_deviation"] = standard_deviation(values)
-        record["gradients"] = statistics.fmean(result["gradient_evaluations"] for result in results)
-        if losses[method] is not reference:
-            record["train_loss_to_first"] = as_record(relative_difference(losses[method], reference))
-        records.append(record)
-    table = markdown(COLUMNS, records)
-    (folder / "tuning.md").write_text(table, encoding="utf-8")
-    (folder / "tuning.json").write_text(
-        json.dumps({"compared": records, "searched": searches}, indent=2) + "\n", encoding="utf-8"
+    return {
+        **dict(zip(("learning_rate", "b1", "b2"), best, strict=True)),
+        **measured,
+        "by_seed": {str(seed): result for seed, result in by_seed.items()},
+        "searched": [[*setting, loss] for setting, loss in searched.items()],
+    }
+
+
+def write(
+    config: TuningConfig, job: TrainConfig, dataset: Dataset, settings: Any, records: dict[str, dict[str, Any]]
+) -> None:
+    """Writes the table and the records so far."""
+    losses = {
+        label: {int(seed): result["train_loss"] for seed, result in record["by_seed"].items()}
+        for label, record in records.items()
+    }
+    for label, record in records.items():
+        for key, reference in (("to_laq", "LAQ"), ("to_nesterov", "quantized Nesterov")):
+            known = reference in losses and label != reference
+            record[key] = as_record(relative_difference(losses[label], losses[reference]) if known else None)
+    explanation = EXPLANATION.format(
+        job=config.job,
+        epochs=job.epochs,
+        grid=config.grid,
+        gradients=job.epochs * (len(dataset.train) // job.batch_size),
+        seeds=len(config.seeds),
+        tuning_seeds=", ".join(map(str, config.tuning_seeds)),
     )
-    console.out(table, highlight=False)
+    rows = list(records.values())
+    (config.output / "tuning.md").write_text(f"{markdown(COLUMNS, rows)}\n{explanation}", encoding="utf-8")
+    write_json(config.output / "tuning.json", {"environment": environment(), "settings": settings, "rows": rows})
+
+
+def _fail(message: str) -> None:
+    raise SystemExit(f"python -m experiments.tuning: {message}")
 
 
 COLUMNS: Columns = {
-    "label": ("method", str),
+    "label": ("equal gradients", str),
     "learning_rate": ("learning rate", "{:g}".format),
     "b1": ("b1", "{:g}".format),
     "b2": ("b2", "{:g}".format),
-    "a": ("a", "{:g}".format),
-    "gradients": ("gradients", "{:,.0f}".format),
-    "seeds": ("seeds", str),
-    "train_loss": ("train loss", "{:.5f}".format),
-    "train_loss_deviation": ("±", "{:.5f}".format),
-    "train_loss_to_first": ("Δ to the first, %", interval(".0f", factor=100)),
-    "validation_accuracy": ("validation accuracy %", "{:.2f}".format),
-    "test_accuracy": ("test accuracy %", "{:.2f}".format),
-    "test_accuracy_deviation": ("±", "{:.2f}".format),
+    "train_loss": ("train loss", spread(".5f")),
+    "to_laq": ("Δ to LAQ, %", interval(".0f", factor=100)),
+    "to_nesterov": ("Δ to Nesterov, %", interval(".0f", factor=100)),
+    "validation_accuracy": ("validation accuracy %", spread(".2f")),
+    "test_accuracy": ("test accuracy %", spread(".2f")),
 }
 
 if __name__ == "__main__":

@@ -5,8 +5,14 @@ from pathlib import Path
 
 import jax
 import pytest
+from rich.console import Console
+from training_cases import small_digits
 
-from experiments import tuning
+from experiments import train, tuning
+from experiments.results_reading import read_job
+from experiments.variants import METHODS, VARIANTS
+
+OPTIONS = ["--epochs", "2", "--limit", "70", "--b1", "0.8", "--tuning-seeds", "9", "--seeds", "0", "1"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -17,35 +23,53 @@ def compile_fast():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def test_each_method_is_searched_and_compared_at_equal_gradients(
+def test_every_row_is_tuned_and_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(tuning, "SETTINGS", {"learning_rate": (0.01, 0.03), "b2": (0.99,)})
-    options = ["--methods", "laq", "two_steps", "--epochs", "2", "--limit", "70"]
-    options += ["--tuning-seeds", "9", "--seeds", "0", "1", "--output", str(tmp_path)]
-    tuning.main(options)
-    content = json.loads((tmp_path / "tuning.json").read_text())
-    results = {path: json.loads(path.read_text()) for path in tmp_path.glob("*/*/*/seed-*/result.json")}
-    for record, (method, tried) in zip(content["compared"], content["searched"].items(), strict=True):
-        # The chosen setting has the lowest loss that the search saw, and that loss is the one in the run's folder.
-        best = min(tried, key=lambda setting: setting["validation_loss"])
-        assert record["learning_rate"] == best["learning_rate"]
-        setting = "-".join(f"{key}{best[key]:g}" for key in ("learning_rate", "b2"))
-        (metrics,) = (tmp_path / "search" / setting).glob(f"{method}*/seed-9/metrics.jsonl")
-        assert json.loads(metrics.read_text().splitlines()[-1])["validation_loss"] == best["validation_loss"]
-        # The comparison has its own seeds, and equal gradients.
-        losses = [
-            result["train_loss"]
-            for path, result in results.items()
-            if path.is_relative_to(tmp_path / "compared") and path.parts[-3].startswith(method)
-        ]
-        assert record["train_loss"] == pytest.approx(sum(losses) / 2)
-        assert record["gradients"] == 2
-    assert (tmp_path / "tuning.md").read_text() in capsys.readouterr().out
+    """The best of the search is what is compared, and finished rows are kept when others are added."""
+    monkeypatch.setattr(tuning, "METHODS", {label: METHODS[label] for label in ("LAQ", "quantized Nesterov")})
+    variants = {label: VARIANTS[label] for label in ("optimistic, a per layer", "optimistic, a from 0.3 to 0.9")}
+    monkeypatch.setattr(tuning, "VARIANTS", variants)
+    options = [*OPTIONS, "--learning-rates", "0.01", "0.03", "--b2", "0.9", "--output", str(tmp_path)]
+    tuning.main([*options, "--rows", "methods"])
+    laq, nesterov = json.loads((tmp_path / "tuning.json").read_text())["rows"]
+    for row in (laq, nesterov):
+        assert [setting[:3] for setting in row["searched"]] == [[0.01, 0.8, 0.9], [0.03, 0.8, 0.9]]
+        best = min(row["searched"], key=lambda setting: setting[3])
+        assert [row[key] for key in ("learning_rate", "b1", "b2")] == best[:3]
+    ratios = [nesterov["by_seed"][seed]["train_loss"] / laq["by_seed"][seed]["train_loss"] for seed in "01"]
+    assert nesterov["to_laq"]["mean"] == pytest.approx(sum(ratios) / 2 - 1)
 
-    times = {path: path.stat().st_mtime_ns for path in results}
     tuning.main(options)
-    assert all(path.stat().st_mtime_ns == before for path, before in times.items())
+    rows = json.loads((tmp_path / "tuning.json").read_text())["rows"]
+    assert [row["label"] for row in rows] == ["LAQ", "quantized Nesterov", *variants]
+    assert rows[0] == laq
+    assert (tmp_path / "tuning.md").read_text() in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="holds rows with other settings: choose another --output"):
+        tuning.main([*options, "--grid", "ternary"])
+
+
+@pytest.mark.parametrize(
+    ("label", "options"),
+    [
+        ("LAQ", {"methods": ("laq",)}),
+        ("quantized Nesterov", {"methods": ("nesterov",)}),
+        ("two LAQ steps", {"methods": ("two_steps",)}),
+        ("forward-backtrack, a = 0.3", {"methods": ("forward_backtrack",), "a": 0.3}),
+    ],
+)
+def test_a_row_reaches_the_loss_of_the_training_program(label, options, tmp_path: Path):
+    config = tuning.TuningConfig(
+        learning_rates=(0.02,), b1=(0.8,), b2=(0.95,), tuning_seeds=(9,), seeds=(0,), output=tmp_path
+    )
+    job = small_digits(**options, learning_rate=0.02, b1=0.8, b2=0.95, budget="gradients", output=tmp_path / "trained")
+    train.run_job(job, Console(quiet=True))
+    (((run,),)) = read_job(tmp_path / "trained").runs.values()
+    dataset = train.load(job.dataset).first(job.limit)
+    record = tuning.measure(config, job, dataset, METHODS[label])
+    assert record["by_seed"]["0"]["train_loss"] == pytest.approx(
+        run.result["train_loss"], rel=1e-3
+    )  # rounding turns single codes
 
 
 def test_seeds_of_the_search_are_not_those_of_the_comparison(tmp_path: Path):
