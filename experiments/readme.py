@@ -1,4 +1,4 @@
-"""Copies result tables into README.md, so that no number is typed by hand: `python -m experiments.readme`.
+"""Copies result tables into the READMEs, so that no number is typed by hand: `python -m experiments.readme`.
 
 A table stands between the comments `<!-- table: FILE -->` and `<!-- end of table -->`; it is replaced by the first
 table of the Markdown file FILE, whose path starts at the root of the repository, or by table N where the first comment
@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+READMES = (ROOT / "README.md", ROOT / "experiments" / "README.md")
 TABLE = re.compile(r"(<!-- table: (\S+)(?: (\d+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -24,5 +25,5 @@ def fill_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(fill_tables(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for readme in READMES:
+        readme.write_text(fill_tables(readme.read_text(encoding="utf-8")), encoding="utf-8")

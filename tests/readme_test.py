@@ -1,4 +1,4 @@
-"""The README: its numbers are those of the results files, and its example runs."""
+"""The READMEs: their numbers are those of the results files, and the example runs."""
 
 import re
 from pathlib import Path
@@ -6,16 +6,19 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 import fobt
-from experiments.readme import fill_tables
+from experiments.readme import READMES, fill_tables
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
-def test_tables_are_those_of_the_results_files():
-    assert "<!-- table: " in README
-    assert fill_tables(README) == README
+@pytest.mark.parametrize("path", READMES, ids=str)
+def test_tables_are_those_of_the_results_files(path):
+    text = path.read_text(encoding="utf-8")
+    assert "<!-- table: " in text
+    assert fill_tables(text) == text
 
 
 def test_the_example_trains():
