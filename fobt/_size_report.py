@@ -105,11 +105,11 @@ def size_report(source: Any) -> SizeReport:
       >>> report.quantized.nbytes, report.quantized.bits_per_weight
       (44, 1.1)
       >>> print(report)
-      path       shape  stored as       bytes  bits/weight  times smaller than float32
-      bias          10  float32            40       32.000                       1.000
-      kernel     32×10  binary, 1 bit      44        1.100                      29.091
-      quantized    320                     44        1.100                      29.091
-      total        330                     84        2.036                      15.714
+      path       shape  stored as      bytes  bits/weight  times smaller than float32
+      bias          10  float32           40       32.000                       1.000
+      kernel     32×10  binary, 1 bit     44        1.100                      29.091
+      quantized    320                    44        1.100                      29.091
+      total        330                    84        2.036                      15.714
     """
     leaves: list[LeafSize] = []
     if isinstance(source, str | os.PathLike):
