@@ -210,6 +210,7 @@ def _decode(node: Any, leaf: Callable[[str], Any], depth: int = 0) -> Any:
         case {"dict": list(items), **others} if not others and all(map(_is_item, items)):
             tree = {key: _decode(child, leaf, depth + 1) for key, child in items}
             _require(len(tree) == len(items), "its dicts must not have a key twice")
+            _require(len(set(map(type, tree))) <= 1, "the keys of a dict must all be strings, or all integers")
             return tree
     raise ValueError(f"its trees must be of null, names, and objects of lists, tuples and dicts, got {node!r:.50}")
 

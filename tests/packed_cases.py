@@ -3,7 +3,7 @@
 import numpy as np
 
 import fobt
-from tests.grid_cases import POSITIVE_LEVELS, levels_of, make
+from tests.grid_cases import POSITIVE_LEVELS, make
 
 # The grids of the other tests, and the linear ones whose codes do not divide a byte.
 PACKED_GRIDS = [*POSITIVE_LEVELS, "linear(5)", "linear(6)", "linear(7)"]
@@ -72,7 +72,10 @@ def bytes_of(codes, grid, base3=True):
 
 def weights_of(tensor, grid):
     """The weights of a matrix, in float64, one by one."""
-    levels = {**POSITIVE_LEVELS, **{f"linear({b})": [c / (2 ** (b - 1) - 1) for c in range(1, 2 ** (b - 1))] for b in (5, 6, 7)}}
+    levels = {
+        **POSITIVE_LEVELS,
+        **{f"linear({b})": [c / (2 ** (b - 1) - 1) for c in range(1, 2 ** (b - 1))] for b in (5, 6, 7)},
+    }
     name = next(key for key, value in GRANULARITIES.items() if value == tensor.granularity)
     codes, scale = np.asarray(tensor.codes), np.asarray(tensor.scale, np.float64)
     weights = np.zeros(codes.shape)
