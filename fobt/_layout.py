@@ -62,12 +62,17 @@ def unpack_codes(data: Any, shape: Sequence[int], spacing: str, bits: int, encod
 def unpack_fields(data: Any, bits: int, encoding: Encoding) -> Any:
     """All fields in the bytes `data`, uint8, those that fill up the last bytes too."""
     xp = data.__array_namespace__()
+    if bits == 8:
+        return data
     per_group, bytes_per_group = group_of(bits, encoding)
     if bytes_per_group == 1 and isinstance(data, np.ndarray):
-        return np.take(_fields_of_bytes(bits, encoding), data, axis=0).reshape(-1)
+        pairs = np.pad(data, (0, data.size % 2)).view("<u2")
+        return np.take(_fields_of_pairs(bits, encoding), pairs, axis=0).reshape(-1)[: data.size * per_group]
     if encoding == "base3":
-        table = _fields_of_bytes(bits, encoding)
-        return xp.stack([_look_up(table[:, i], data) for i in range(per_group)], 1).reshape(-1)
+        # Four bytes at a time: on CPU, XLA writes 20 columns faster than 5.
+        table, groups = _fields_of_bytes(bits, encoding), xp.pad(data, (0, -data.size % 4)).reshape(-1, 4)
+        columns = [_look_up(table[:, i], groups[:, k]) for k in range(4) for i in range(per_group)]
+        return xp.stack(columns, 1).reshape(-1)
     mask = np.uint8(2**bits - 1)
     if bytes_per_group == 1:
         return ((data[:, None] >> xp.arange(0, 8, bits, dtype=xp.uint8)[None]) & mask).reshape(-1)
@@ -84,6 +89,13 @@ def _fields_of_bytes(bits: int, encoding: Encoding) -> np.ndarray:
         byte // 3 ** np.arange(_PER_BYTE) % 3 if encoding == "base3" else byte >> np.arange(0, 8, bits) & 2**bits - 1
     )
     return fields.astype(np.uint8)
+
+
+@functools.cache
+def _fields_of_pairs(bits: int, encoding: Encoding) -> np.ndarray:
+    """The fields in each two bytes, the first of which is the low one of 16 bits: half as many look-ups."""
+    fields, pair = _fields_of_bytes(bits, encoding), np.arange(2**16)
+    return np.concatenate([fields[pair % 256], fields[pair // 256]], 1)
 
 
 def _look_up(table: np.ndarray, index: Any) -> Any:
