@@ -88,7 +88,15 @@ TREES = {
     "empty": {},
     "nested": {"b": [BIAS, (BIAS, None, [])], "a": {"c": {}, "d": ()}},
     "integer keys": {10: BIAS, 2: {-1: BIAS}},
-    "odd keys": {"": BIAS, "a/b": BIAS, "a": {"b": BIAS}, "~1": BIAS, "../../etc/passwd": BIAS, "ключ\n\0": BIAS},
+    "odd keys": {
+        "": BIAS,
+        "a/b": BIAS,
+        "a": {"b": BIAS},
+        "a~1b": BIAS,
+        "~1": BIAS,
+        "../../etc/passwd": BIAS,
+        "ключ\n\0": BIAS,
+    },
     "codes and scale": {"kernel": {"codes": BIAS, "scale": BIAS}, "__metadata__": BIAS},
     "deep": {"a": [({"b": [({"c": [(BIAS,)]},)]},)]},
 }
@@ -124,6 +132,13 @@ def test_narrow_weights(path, dtype):
     weights = saved(path, tensor).weights()
     assert weights.dtype == dtype
     np.testing.assert_array_equal(weights, tensor.dequantize())
+
+
+def test_ties_of_bfloat16_go_to_even(path):
+    """Half way between 1 and 1 + 2⁻⁷, and between 1 + 2⁻⁷ and 1 + 2⁻⁶."""
+    scale = np.array([[1 + 2**-8, 1 + 3 * 2**-8]], np.float32)
+    tensor = dataclasses.replace(quantized("binary", (1, 2), "channel", dtype=jnp.bfloat16), scale=scale)
+    np.testing.assert_array_equal(np.abs(saved(path, tensor).weights().astype(float)), [[1, 1 + 2**-6]])
 
 
 def test_bfloat16_without_ml_dtypes(path, monkeypatch):
@@ -315,6 +330,14 @@ def test_every_flipped_bit_is_an_error(path):
                 parse(bytes(content))
             content[i] ^= 1 << bit
     parse(bytes(content))
+
+
+def test_the_plain_reader_finds_damage(path):
+    content = bytearray(small_content(path))
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged"):
+        read_packed(path)
 
 
 def test_every_other_length_is_an_error(path):
