@@ -16,7 +16,8 @@ GRIDS: Mapping[str, range] = {"binary": range(1, 2), "linear": range(2, 9), "log
 # Of each dtype of quantized weights, that of their scale.
 SCALE_DTYPES = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
 _LARGEST_RANK = 32
-_LARGEST_SIZE = 2**48  # axes of length 0 counted as 1: beyond it NumPy cannot index
+# Of a shape, with lengths of 0 counted as 1, and of a block: within what NumPy can index, and beyond any memory.
+_LARGEST_SIZE = 2**48
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -179,5 +180,5 @@ def _is_granularity(granularity: object, rank: int) -> bool:
         case {"per": "channel", "axes": list(axes), **others}:
             return not others and len(axes) > 0 and all(map(is_axis, axes))
         case {"per": "block", "size": int(size), "axis": axis, **others}:
-            return not others and _is_integer(size) and size >= 1 and is_axis(axis)
+            return not others and _is_integer(size) and 1 <= size <= _LARGEST_SIZE and is_axis(axis)
     return False
