@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fobt._layout import LARGEST_BASE3_BYTE, Encoding, max_code, stored_bytes, unpack_codes, unpack_fields
+from fobt._layout import LARGEST_BASE3_BYTE, Encoding, max_code, stored_bytes, unpack_all, unpack_codes
 
 # Of each spacing, the bits that its grids may have.
 GRIDS: Mapping[str, range] = {"binary": range(1, 2), "linear": range(2, 9), "logarithmic": range(2, 6)}
@@ -121,14 +121,13 @@ class PackedArray:
         return scale[0] if self.scales == 1 else np.where(codes < 0, scale[1], scale[0])
 
     def _check_codes(self) -> None:
-        fields = unpack_fields(self.codes, self.bits, self.encoding)
-        largest = 1 if self.spacing == "binary" else 2 * max_code(self.spacing, self.bits)
-        on_grid = not np.any(fields > largest)
+        codes, n = unpack_all(self.codes, self.spacing, self.bits, self.encoding), max_code(self.spacing, self.bits)
+        on_grid = not (np.any(codes > n) or np.any(codes < -n))
         if self.encoding == "base3":
             on_grid = not np.any(self.codes > LARGEST_BASE3_BYTE)
         _require(on_grid, "codes", "others", f"those of the {self.spacing} grid of {self.bits} bits")
-        rest = fields[math.prod(self.shape) :]
-        _require(not np.any(rest), "codes", "others", "followed by zeros up to the end of the last byte")
+        rest = codes[math.prod(self.shape) :]  # the lowest code is stored as 0
+        _require(not np.any(rest > -n), "codes", "others", "followed by zeros up to the end of the last byte")
 
 
 def bfloat16(bits: np.ndarray) -> np.ndarray:
