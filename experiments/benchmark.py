@@ -1,8 +1,8 @@
 """What fobt costs, as ratios taken in one run: `python -m experiments.benchmark [--output FOLDER]`.
 
 Projections of one 2048×2048 tensor against one Adam update of it, training steps against a float32 Adam step and
-two-stage steps against loss-aware ones, steps whose oscillations are tracked against those that are not, and the
-optimizer state against Adam's.
+two-stage steps against loss-aware ones, steps whose oscillations are tracked against those that are not, the
+optimizer state against Adam's, and packed weights against float32 ones.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,13 @@ from rich.console import Console
 import fobt
 from experiments.losses import squared_hinge
 from experiments.models import NETWORKS
+from experiments.packing_costs import packing_ratios, product_ratios
 from experiments.run_folder import environment
 from experiments.steps import split_model
 from experiments.tables import Columns, markdown
-from experiments.timing import Program, median_seconds
+from experiments.timing import Program, median_seconds, ratios
 
+Part: TypeAlias = Literal["projections", "steps", "packing"]
 SIDE = 2048
 STEP_NETWORKS = {"mlp": 100, "lenet5": 128}
 ADAM_UPDATE, ADAM_STEP = "Adam update of the tensor", "float32 Adam step"
@@ -46,6 +48,8 @@ class BenchmarkConfig:
 
     rounds: int = 25
     """How often each program runs; the ratios are of medians."""
+    parts: tuple[Part, ...] = get_args(Part)
+    """What is measured."""
     output: Path | None = None
     """Folder for the results: results.json, and the tables as summary.md."""
 
@@ -57,11 +61,18 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(f"python -m experiments.benchmark: --rounds must be at least 1, got {config.rounds}")
     if config.output is not None:
         config.output.mkdir(parents=True, exist_ok=True)
-    rows = projection_ratios(config.rounds)
-    for network, batch_size in STEP_NETWORKS.items():
-        rows += step_ratios(network, batch_size, config.rounds)
-        rows += instrument_ratios(network, batch_size, config.rounds)
-    rows.append(state_ratio())
+    rows: list[dict[str, Any]] = []
+    if "projections" in config.parts:
+        rows += projection_ratios(config.rounds)
+    if "steps" in config.parts:
+        for network, batch_size in STEP_NETWORKS.items():
+            rows += step_ratios(network, batch_size, config.rounds)
+            rows += instrument_ratios(network, batch_size, config.rounds)
+        rows.append(state_ratio())
+    if "packing" in config.parts:
+        rows += packing_ratios(SIDE, config.rounds)
+        for batch_size in (1, 100):
+            rows += product_ratios(SIDE, batch_size, config.rounds)
     table = markdown(COLUMNS, rows)
     Console().print(table, highlight=False, soft_wrap=True)
     if config.output is not None:
@@ -174,22 +185,6 @@ def instrument_ratios(network: str, batch_size: int, rounds: int) -> list[dict[s
             seconds = median_seconds(programs, rounds)
             rows += ratios(f"{network} step, batch {batch_size}: ", seconds, bare, {tracked: 1.1})
     return rows
-
-
-def ratios(title: str, seconds: dict[str, float], unit: str, targets: dict[str, float]) -> list[dict[str, Any]]:
-    """Rows of the table: the time of every program but the unit, in times of `unit`."""
-    return [
-        {
-            "what": title + name,
-            "milliseconds": 1e3 * value,
-            "ratio": value / seconds[unit],
-            "unit": unit,
-            "unit_milliseconds": 1e3 * seconds[unit],
-            "target": targets.get(name),
-        }
-        for name, value in seconds.items()
-        if name != unit
-    ]
 
 
 def state_ratio() -> dict[str, Any]:

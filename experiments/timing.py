@@ -23,6 +23,13 @@ class Program:
         self._constant = arguments[carry:]
         self._function = jax.jit(function, donate_argnums=tuple(range(carry))).lower(*arguments).compile()
 
+    @property
+    def memory(self) -> int:
+        """Bytes of arguments, results and temporary memory, as the compiler plans them."""
+        plan = self._function.memory_analysis()
+        assert plan is not None
+        return plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+
     def seconds(self) -> float:
         """Runs once and returns the time that it took."""
         start = time.perf_counter()
@@ -33,7 +40,25 @@ class Program:
         return elapsed
 
 
-def median_seconds(programs: Mapping[str, Program], rounds: int) -> dict[str, float]:
+class PlainProgram:
+    """A function of NumPy arrays that is timed as it is.
+
+    Args:
+        function: What is timed.
+        *arguments: Its arguments.
+    """
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any):
+        self._function, self._arguments = function, arguments
+
+    def seconds(self) -> float:
+        """Runs once and returns the time that it took."""
+        start = time.perf_counter()
+        self._function(*self._arguments)
+        return time.perf_counter() - start
+
+
+def median_seconds(programs: Mapping[str, Program | PlainProgram], rounds: int) -> dict[str, float]:
     """The median time of each program over rounds in which all run once, after one that does not count."""
     times: dict[str, list[float]] = {name: [] for name in programs}
     for round_ in range(rounds + 1):
@@ -42,3 +67,19 @@ def median_seconds(programs: Mapping[str, Program], rounds: int) -> dict[str, fl
             if round_ > 0:
                 times[name].append(elapsed)
     return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def ratios(title: str, seconds: dict[str, float], unit: str, targets: dict[str, float]) -> list[dict[str, Any]]:
+    """Rows of the table: the time of every program but the unit, in times of `unit`."""
+    return [
+        {
+            "what": title + name,
+            "milliseconds": 1e3 * value,
+            "ratio": value / seconds[unit],
+            "unit": unit,
+            "unit_milliseconds": 1e3 * seconds[unit],
+            "target": targets.get(name),
+        }
+        for name, value in seconds.items()
+        if name != unit
+    ]

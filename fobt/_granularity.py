@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
 import operator
 from collections.abc import Sequence
 
@@ -94,20 +93,20 @@ class PerBlock(Granularity):
 
     def group(self, x: jax.Array) -> jax.Array:
         axis = _canonical(self.axis, x.ndim)
-        blocks = math.ceil(x.shape[axis] / self.size)
+        blocks, size = self._blocks(x.shape[axis])
         padding = [(0, 0)] * x.ndim
-        padding[axis] = (0, blocks * self.size - x.shape[axis])
-        return jnp.pad(x, padding).reshape(*x.shape[:axis], blocks, self.size, *x.shape[axis + 1 :])
+        padding[axis] = (0, blocks * size - x.shape[axis])
+        return jnp.pad(x, padding).reshape(*x.shape[:axis], blocks, size, *x.shape[axis + 1 :])
 
     def ungroup(self, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         axis = _canonical(self.axis, len(shape))
-        merged = x.reshape(*x.shape[:axis], x.shape[axis] * self.size, *x.shape[axis + 2 :])
+        merged = x.reshape(*x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :])
         return jax.lax.slice_in_dim(merged, 0, shape[axis], axis=axis)
 
     def members(self, shape: tuple[int, ...]) -> np.ndarray:
         axis = _canonical(self.axis, len(shape))
-        blocks = math.ceil(shape[axis] / self.size)
-        filled = (np.arange(blocks * self.size) < shape[axis]).reshape(blocks, self.size)
+        blocks, size = self._blocks(shape[axis])
+        filled = (np.arange(blocks * size) < shape[axis]).reshape(blocks, size)
         return np.expand_dims(filled.astype(float), [i for i in range(len(shape) + 1) if i not in (axis, axis + 1)])
 
     def squeeze(self, scale: jax.Array) -> jax.Array:
@@ -115,6 +114,11 @@ class PerBlock(Granularity):
 
     def unsqueeze(self, scale: jax.Array, ndim: int) -> jax.Array:
         return jnp.expand_dims(scale, self.axes(ndim))
+
+    def _blocks(self, length: int) -> tuple[int, int]:
+        """How many blocks an axis has, and how long they are in grouped form: not longer than the axis."""
+        size = min(self.size, max(1, length))
+        return -(-length // size), size
 
 
 def per_tensor() -> Granularity:

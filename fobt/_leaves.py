@@ -127,9 +127,9 @@ def leaf_quantizers(quantizer: TreeQuantizer, params: optax.Params) -> list[Quan
     return [leaf_quantizer if isinstance(leaf_quantizer, Quantizer) else None for leaf_quantizer in chosen]
 
 
-def leaf_paths(tree: Any) -> list[str]:
+def leaf_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[str]:
     """The paths of the leaves of a tree, as rules and messages write them."""
-    return [_path(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    return [_path(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]]
 
 
 def check_quantizer(quantizer: TreeQuantizer) -> None:

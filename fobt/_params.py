@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fobt._leaves import TreeQuantizer, leaf_paths, leaf_quantizers
+from fobt._packing import Packed
 from fobt._quantized import Quantized
 from fobt._quantizers import Quantizer
 
@@ -90,10 +91,10 @@ def quantized_params(params: optax.Params, state: optax.OptState | None, quantiz
 
 
 def dequantize(tree: Any) -> Any:
-    """The tree with every `Quantized` in it replaced by the weights it stands for.
+    """The tree with every `Quantized` or `Packed` in it replaced by the weights it stands for.
 
     Args:
-      tree: what `quantize` or `lapq` returned.
+      tree: what `quantize`, `lapq` or `pack` returned.
 
     Returns:
       The weights.
@@ -106,9 +107,9 @@ def dequantize(tree: Any) -> Any:
       {'bias': Array([0.5], dtype=float32), 'kernel': Array([[ 2., -2.]], dtype=float32)}
     """
     return jax.tree.map(
-        lambda leaf: leaf.dequantize() if isinstance(leaf, Quantized) else leaf,
+        lambda leaf: leaf.dequantize() if isinstance(leaf, Quantized | Packed) else leaf,
         tree,
-        is_leaf=_is_quantized,
+        is_leaf=lambda leaf: isinstance(leaf, Quantized | Packed),
     )
 
 
