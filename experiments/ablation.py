@@ -18,7 +18,6 @@ from rich.console import Console
 
 from experiments.configs import JOBS
 from experiments.paper import A_VALUES
-from experiments.paper import accuracy as paper_accuracy
 from experiments.results_reading import Job, read_job
 from experiments.rows import Row
 from experiments.statistics import standard_deviation
@@ -105,7 +104,7 @@ def _record(job: Job, row: Row) -> dict[str, Any]:
         "m": "LAQ" if row.every is None else "every step" if row.every == 1 else f"{row.every} {row.every_unit}",
         "a": row.a,
         "seeds": len(results),
-        "paper": paper_accuracy(job.name, row),
+        "paper": job.paper_accuracy(row),
         "gradients": results[0]["gradient_evaluations"],
     }
     for key, (_, factor, _) in MEASURES.items():

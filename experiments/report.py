@@ -110,7 +110,7 @@ def equal_epochs(job: Job) -> list[dict[str, Any]]:
                 "label": row.label,
                 "seeds": len(finished),
                 "test_accuracy": mean_and_deviation(accuracy),
-                "paper": paper.accuracy(job.name, row),
+                "paper": job.paper_accuracy(row),
                 "test_accuracy_to_laq": _difference(job, row, reference, "test_accuracy", 100),
                 "train_loss": mean_and_deviation(loss),
                 "train_loss_to_laq": _difference(job, row, reference, "train_loss", 1),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments import paper
 from experiments.rows import Row
 from experiments.run_folder import read_json, read_lines
 
@@ -43,6 +44,11 @@ class Job:
     def name(self) -> str:
         """The name of the job."""
         return self.settings["job"]
+
+    def paper_accuracy(self, row: Row) -> float | None:
+        """The paper's test accuracy of a row in %; None where it has none, or where network or data are smaller here."""
+        smaller = self.settings["width"] != 1 or self.settings["limit"] is not None
+        return None if smaller else paper.accuracy(self.name, row)
 
     def results(self, row: Row, key: str) -> dict[int, float]:
         """A number of the results of the finished runs of a row, by seed."""

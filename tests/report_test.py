@@ -9,7 +9,7 @@ from rich.console import Console
 from training_cases import small_digits
 
 from experiments import paper, report
-from experiments.results_reading import read_job
+from experiments.results_reading import Job, read_job
 from experiments.rows import Row
 from experiments.run_folder import JobFolder
 from experiments.statistics import paired_difference, standard_deviation
@@ -127,3 +127,10 @@ def test_the_papers_numbers_stand_beside_the_rows_they_belong_to():
     assert best["mnist_mlp"] == 99.11
     assert best["mnist_lenet5"] == 99.38
     assert best["svhn"] == 98.13
+
+
+@pytest.mark.parametrize(("settings", "expected"), [({}, 91.50), ({"width": 0.125}, None), ({"limit": 100}, None)])
+def test_the_papers_numbers_stand_beside_full_size_jobs_only(settings: dict, expected: float | None):
+    row = Row(method="forward_backtrack", grid="binary", a=0.6, every=5, every_unit="epochs")
+    job = Job(Path("job"), {"job": "cifar10_vgg", "width": 1.0, "limit": None} | settings, {})
+    assert job.paper_accuracy(row) == expected
