@@ -46,7 +46,7 @@ class Job:
         return self.settings["job"]
 
     def paper_accuracy(self, row: Row) -> float | None:
-        """The paper's test accuracy of a row in %; None where it has none, or where network or data are smaller here."""
+        """The paper's test accuracy of a row in %; None where it has none, or network or data are smaller."""
         smaller = self.settings["width"] != 1 or self.settings["limit"] is not None
         return None if smaller else paper.accuracy(self.name, row)
 
