@@ -119,7 +119,7 @@ class FeedForward(nnx.Module):
         features = images
         for convolution in self.convolutions:
             features = convolution(features, training=training)
-        features = features.reshape(len(features), -1)
+        features = features.reshape(features.shape[0], -1)
         for dense in self.hidden:
             features = nnx.relu(dense(features, training=training))
         return self.output(features, training=training)

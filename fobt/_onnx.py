@@ -1,0 +1,165 @@
+"""Export of a function of quantized weights to ONNX: its jaxpr, one primitive after the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from fobt._leaves import leaf_paths
+from fobt._onnx_graph import OPSET, Constant, Graph, Tensor, Value
+from fobt._onnx_primitives import CONVERTERS
+from fobt._onnx_unpack import DOMAIN
+from fobt._onnx_weights import Weights
+from fobt._params import dequantize, leaves_of_quantized
+from fobt._quantized import Quantized
+
+# Primitives that call a jaxpr, and the name under which they hold it.
+_CALLS = {
+    "checkpoint": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "remat2": "jaxpr",
+}
+
+
+def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: bool = False) -> Any:
+    """An ONNX model of a function whose quantized weights stay packed.
+
+    The graph holds every quantized leaf as codes of the promised number of bits, and its scale:
+
+    - linear grids of 2, 4 and 8 bits as INT2, INT4 and INT8, from which `DequantizeLinear` makes weights;
+    - all others as bytes, from which a function of standard operators makes weights, one for each number of bits. Code c
+      is the field c + n, or (c + 1)/2 on the binary grid; the stream of fields of the leaf, in C order and the least
+      significant bit first, is cut into bytes. In base 3 a byte holds five fields, Σ uᵢ 3ⁱ.
+
+    A kernel is stored in the order of axes in which the graph uses it. What does not depend on the inputs and on
+    quantized leaves is computed beforehand. Two-bit tensors need opset 25 (onnxruntime 1.24 or newer); everything else
+    is opset 21.
+
+    By default onnxruntime fuses `DequantizeLinear` and `MatMul` into a kernel that rounds activations to 8 bits. Its
+    session option `session.qdq_matmulnbits_accuracy_level` = "1" keeps them in float32.
+
+    Args:
+      function: from a tree of weights, and the inputs, to an array or a tree of arrays. It may use dense layers and
+        convolutions, pooling, elementwise functions, reductions, reshaping, slicing, concatenation and padding.
+      quantized: the tree of weights as `quantize` returns it; leaves that are not quantized are stored as they are.
+      *inputs: one example, array or `jax.ShapeDtypeStruct`, for every further argument. A dimension that is symbolic
+        (`jax.export.symbolic_shape`) is free in the model.
+      base3: whether ternary weights take 1.6 bits, five to a byte, instead of 2.
+
+    Returns:
+      An `onnx.ModelProto`. Inputs are called input, or input_0, input_1, ...; outputs likewise.
+
+    Raises:
+      ValueError: the function has a primitive that has no counterpart here, which the message names, or a leaf is
+        float64.
+      ImportError: onnx is not installed.
+
+    Example:
+      >>> import fobt, jax
+      >>> import jax.numpy as jnp
+      >>> quantized = fobt.quantize({"kernel": jnp.array([[1.0, -3.0]]), "bias": jnp.ones(2)}, None, fobt.linear(4))
+      >>> x = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 1"), jnp.float32)
+      >>> model = fobt.to_onnx(lambda weights, x: x @ weights["kernel"] + weights["bias"], quantized, x)
+      >>> [node.op_type for node in model.graph.node]
+      ['DequantizeLinear', 'MatMul', 'Add']
+      >>> model.graph.initializer[0].raw_data.hex()  # codes 2 and -7
+      '92'
+    """
+    weights = dequantize(quantized)
+    closed, outputs = jax.make_jaxpr(function, return_shape=True)(weights, *inputs)
+    input_shapes = [jax.typeof(leaf) if not hasattr(leaf, "shape") else leaf for leaf in jax.tree.leaves(inputs)]
+    tensors = [
+        Tensor(name, tuple(leaf.shape)) for name, leaf in zip(_names("input", input_shapes), input_shapes, strict=True)
+    ]
+    graph = Graph(tensors, base3=base3)
+    leaves = [
+        Weights.of(path, leaf) if isinstance(leaf, Quantized) else Constant(np.asarray(leaf))
+        for path, leaf in zip(leaf_paths(weights), leaves_of_quantized(quantized), strict=True)
+    ]
+    constants = [Constant(np.asarray(constant)) for constant in closed.consts]
+    results = _convert(graph, closed.jaxpr, constants, [*leaves, *tensors])
+    return _model(graph, tensors, input_shapes, results, jax.tree.leaves(outputs))
+
+
+def _convert(graph: Graph, jaxpr: Any, constants: list[Any], arguments: list[Value]) -> list[Value]:
+    """The values of the outputs of a jaxpr."""
+    values: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
+
+    def read(atom: Any) -> Value:
+        return Constant(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, core.Literal) else values[atom]
+
+    for eqn in jaxpr.eqns:
+        inputs = [read(atom) for atom in eqn.invars]
+        name = eqn.primitive.name
+        if name in _CALLS:
+            called = eqn.params[_CALLS[name]]
+            consts = [Constant(np.asarray(constant)) for constant in getattr(called, "consts", ())]
+            outputs = _convert(graph, getattr(called, "jaxpr", called), consts, inputs)
+        elif _is_known(eqn, inputs):
+            results = eqn.primitive.bind(*(jnp.asarray(value.array) for value in inputs), **eqn.params)
+            results = results if eqn.primitive.multiple_results else [results]
+            outputs = [Constant(np.asarray(result)) for result in results]
+        elif name in CONVERTERS:
+            outputs = [CONVERTERS[name](graph, eqn, *inputs)]
+        else:
+            raise ValueError(
+                f"function has the primitive {name}, which to_onnx cannot convert; it knows {', '.join(CONVERTERS)}."
+            )
+        values.update(zip(eqn.outvars, outputs, strict=True))
+    return [graph.expand(read(atom), atom.aval.shape) for atom in jaxpr.outvars]
+
+
+def _is_known(eqn: Any, inputs: list[Value]) -> bool:
+    """Whether an equation can be evaluated beforehand, and its result is not merely a larger array."""
+    shapes = [var.aval.shape for var in eqn.outvars]
+    if not all(isinstance(value, Constant) for value in inputs):
+        return False
+    if not all(isinstance(size, int) for shape in shapes for size in shape):
+        return False
+    return eqn.primitive.name != "broadcast_in_dim" or math.prod(shapes[0]) <= math.prod(inputs[0].shape)
+
+
+def _names(stem: str, items: list[Any]) -> list[str]:
+    return [stem] if len(items) == 1 else [f"{stem}_{i}" for i in range(len(items))]
+
+
+def _model(
+    graph: Graph, inputs: list[Tensor], input_types: list[Any], results: list[Value], output_types: list[Any]
+) -> Any:
+    helper = graph.onnx.helper
+
+    def describe(name: str, like: Any) -> Any:
+        shape = [size if isinstance(size, int) else str(size) for size in like.shape]
+        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(like.dtype)), shape)
+
+    names = _names("output", results)
+    graph.add_outputs(names, results)
+    opsets = [helper.make_opsetid("", graph.opset)]
+    functions = [
+        helper.make_function(DOMAIN, name, ["bytes", "levels", "shape"], ["weights"], nodes, opsets)
+        for name, nodes in graph.functions.items()
+    ]
+    used = opsets + ([helper.make_opsetid(DOMAIN, 1)] if functions else [])
+    return helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "fobt",
+            [describe(tensor.name, like) for tensor, like in zip(inputs, input_types, strict=True)],
+            [describe(name, like) for name, like in zip(names, output_types, strict=True)],
+            list(graph.initializers.values()),
+        ),
+        producer_name="fobt",
+        opset_imports=used,
+        ir_version=helper.find_min_ir_version_for(opsets),
+        functions=functions,
+    )
