@@ -12,7 +12,7 @@ import numpy as np
 from jax.extend import core
 
 from fobt._leaves import leaf_paths
-from fobt._onnx_graph import OPSET, Constant, Graph, Tensor, Value
+from fobt._onnx_graph import Constant, Graph, Tensor, Value
 from fobt._onnx_primitives import CONVERTERS
 from fobt._onnx_unpack import DOMAIN
 from fobt._onnx_weights import Weights
@@ -37,9 +37,10 @@ def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: b
     The graph holds every quantized leaf as codes of the promised number of bits, and its scale:
 
     - linear grids of 2, 4 and 8 bits as INT2, INT4 and INT8, from which `DequantizeLinear` makes weights;
-    - all others as bytes, from which a function of standard operators makes weights, one for each number of bits. Code c
-      is the field c + n, or (c + 1)/2 on the binary grid; the stream of fields of the leaf, in C order and the least
-      significant bit first, is cut into bytes. In base 3 a byte holds five fields, Σ uᵢ 3ⁱ.
+    - all others as bytes, from which a function of standard operators makes weights, one for each number of bits. Code
+      c is the field c + n, or (c + 1)/2 on the binary grid; the stream of fields of the leaf, in C order and the least
+      significant bit first, is cut into bytes. In base 3 a byte holds five fields, Σ uᵢ 3ⁱ. Ternary matrices whose rows
+      do not fill bytes are stored like this, too, because onnxruntime misreads them as INT2.
 
     A kernel is stored in the order of axes in which the graph uses it. What does not depend on the inputs and on
     quantized leaves is computed beforehand. Two-bit tensors need opset 25 (onnxruntime 1.24 or newer); everything else
@@ -72,15 +73,14 @@ def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: b
       >>> model = fobt.to_onnx(lambda weights, x: x @ weights["kernel"] + weights["bias"], quantized, x)
       >>> [node.op_type for node in model.graph.node]
       ['DequantizeLinear', 'MatMul', 'Add']
-      >>> model.graph.initializer[0].raw_data.hex()  # codes 2 and -7
-      '92'
+      >>> model.graph.initializer[0].raw_data.hex()  # codes 2 and -6
+      'a2'
     """
     weights = dequantize(quantized)
-    closed, outputs = jax.make_jaxpr(function, return_shape=True)(weights, *inputs)
-    input_shapes = [jax.typeof(leaf) if not hasattr(leaf, "shape") else leaf for leaf in jax.tree.leaves(inputs)]
-    tensors = [
-        Tensor(name, tuple(leaf.shape)) for name, leaf in zip(_names("input", input_shapes), input_shapes, strict=True)
-    ]
+    closed = jax.make_jaxpr(function)(weights, *inputs)
+    input_types = closed.in_avals[len(jax.tree.leaves(weights)) :]
+    names = _names("input", input_types)
+    tensors = [Tensor(name, aval.shape) for name, aval in zip(names, input_types, strict=True)]
     graph = Graph(tensors, base3=base3)
     leaves = [
         Weights.of(path, leaf) if isinstance(leaf, Quantized) else Constant(np.asarray(leaf))
@@ -88,7 +88,7 @@ def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: b
     ]
     constants = [Constant(np.asarray(constant)) for constant in closed.consts]
     results = _convert(graph, closed.jaxpr, constants, [*leaves, *tensors])
-    return _model(graph, tensors, input_shapes, results, jax.tree.leaves(outputs))
+    return _model(graph, tensors, input_types, results, closed.out_avals)
 
 
 def _convert(graph: Graph, jaxpr: Any, constants: list[Any], arguments: list[Value]) -> list[Value]:
@@ -105,8 +105,8 @@ def _convert(graph: Graph, jaxpr: Any, constants: list[Any], arguments: list[Val
             called = eqn.params[_CALLS[name]]
             consts = [Constant(np.asarray(constant)) for constant in getattr(called, "consts", ())]
             outputs = _convert(graph, getattr(called, "jaxpr", called), consts, inputs)
-        elif _is_known(eqn, inputs):
-            results = eqn.primitive.bind(*(jnp.asarray(value.array) for value in inputs), **eqn.params)
+        elif (arrays := _known(eqn, inputs)) is not None:
+            results = eqn.primitive.bind(*map(jnp.asarray, arrays), **eqn.params)
             results = results if eqn.primitive.multiple_results else [results]
             outputs = [Constant(np.asarray(result)) for result in results]
         elif name in CONVERTERS:
@@ -119,14 +119,14 @@ def _convert(graph: Graph, jaxpr: Any, constants: list[Any], arguments: list[Val
     return [graph.expand(read(atom), atom.aval.shape) for atom in jaxpr.outvars]
 
 
-def _is_known(eqn: Any, inputs: list[Value]) -> bool:
-    """Whether an equation can be evaluated beforehand, and its result is not merely a larger array."""
+def _known(eqn: Any, inputs: list[Value]) -> list[np.ndarray] | None:
+    """The inputs of an equation that is evaluated beforehand: all are known, and its result is not merely larger."""
+    arrays = [value.array for value in inputs if isinstance(value, Constant)]
     shapes = [var.aval.shape for var in eqn.outvars]
-    if not all(isinstance(value, Constant) for value in inputs):
-        return False
-    if not all(isinstance(size, int) for shape in shapes for size in shape):
-        return False
-    return eqn.primitive.name != "broadcast_in_dim" or math.prod(shapes[0]) <= math.prod(inputs[0].shape)
+    if len(arrays) < len(inputs) or not all(isinstance(size, int) for shape in shapes for size in shape):
+        return None
+    is_larger = eqn.primitive.name == "broadcast_in_dim" and math.prod(shapes[0]) > arrays[0].size
+    return None if is_larger else arrays
 
 
 def _names(stem: str, items: list[Any]) -> list[str]:

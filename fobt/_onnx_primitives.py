@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fobt._onnx_graph import Constant, Graph, Tensor, Value
+from fobt._onnx_graph import Constant, Graph, Value
 from fobt._onnx_windows import convolution, max_pooling, sum_pooling
 
 Converter: TypeAlias = Callable[..., Value]

@@ -73,13 +73,16 @@ class Weights:
         """Stores the weights in the graph.
 
         Linear grids of 2, 4 and 8 bits are INT2, INT4 and INT8 tensors of codes for `DequantizeLinear`. For all others,
-        and for ternary weights in base 3, uint8 tensors of packed fields go through a function of standard operators.
+        for ternary weights in base 3, and for ternary matrices whose rows do not fill bytes, uint8 tensors of packed
+        fields go through a function of standard operators.
         """
         is_ternary = self.grid == Grid("linear", 2)
-        if self.grid.spacing == "linear" and self.grid.bits in (2, 4, 8) and not (is_ternary and base3):
-            weights = self._emit_integers(graph)
-        else:
+        # onnxruntime 1.32 fuses DequantizeLinear and MatMul into a kernel that misreads such 2-bit matrices.
+        is_misread = is_ternary and self.codes.ndim == 2 and self.shape[-1] % 4 != 0
+        if self.grid.spacing != "linear" or self.grid.bits not in (2, 4, 8) or is_misread or (is_ternary and base3):
             weights = self._emit_packed(graph, base3=base3 and is_ternary)
+        else:
+            weights = self._emit_integers(graph)
         if self.dtype != np.float32:
             data_type = graph.onnx.helper.np_dtype_to_tensor_dtype(self.dtype)
             weights = graph.add("Cast", [weights], self.shape, to=data_type)
@@ -113,7 +116,7 @@ class Weights:
             scale = self._steps[0].reshape(-1 if kept else ())
             axis = {"axis": kept[0]} if kept else {}
             return graph.add("DequantizeLinear", [codes, scale], self.shape, **axis)
-        return self._scaled(graph, graph.add("DequantizeLinear", [codes, np.float32(1)], self.shape))
+        return self._scaled(graph, graph.add("DequantizeLinear", [codes, np.ones((), np.float32)], self.shape))
 
     def _emit_packed(self, graph: Graph, *, base3: bool) -> Tensor:
         n, bits = self.grid.max_code, self.grid.bits
@@ -133,7 +136,7 @@ class Weights:
         scales: list[Any] = [self._expanded(graph, scale) for scale in self._steps]
         if len(scales) == 1:
             return graph.add("Mul", [codes, scales[0]], self.shape)
-        negative = graph.add("Less", [codes, np.float32(0)], self.shape)
+        negative = graph.add("Less", [codes, np.zeros((), np.float32)], self.shape)
         return graph.add("Mul", [codes, graph.add("Where", [negative, scales[1], scales[0]], self.shape)], self.shape)
 
     def _expanded(self, graph: Graph, scale: np.ndarray) -> Any:
@@ -141,7 +144,7 @@ class Weights:
         if self.block_axis is None or scale.shape[self.block_axis] == 1:
             return scale
         size = self.shape[self.block_axis]
-        indices = graph.add("Range", [np.int64(0), np.int64(size), np.int64(1)], (size,))
-        blocks = graph.add("Div", [indices, np.int64(self.block_size)], (size,))
+        indices = graph.add("Range", [np.array(number, np.int64) for number in (0, size, 1)], (size,))
+        blocks = graph.add("Div", [indices, np.array(self.block_size)], (size,))
         shape = [*scale.shape[: self.block_axis], size, *scale.shape[self.block_axis + 1 :]]
         return graph.add("Gather", [scale, blocks], shape, axis=self.block_axis)

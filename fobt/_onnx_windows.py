@@ -21,7 +21,7 @@ def convolution(graph: Graph, eqn: Any, images: Value, kernel: Value) -> Value:
     images = graph.expand(images, eqn.invars[0].aval.shape)
     inputs = [graph.transpose(images, numbers.lhs_spec), graph.transpose(kernel, numbers.rhs_spec)]
     shape = eqn.outvars[0].aval.shape
-    output = graph.add(
+    output: Value = graph.add(
         "Conv",
         inputs,
         [shape[axis] for axis in numbers.out_spec],
@@ -63,7 +63,7 @@ def _pooling(graph: Graph, eqn: Any, images: Value, op: str, **attributes: Any) 
     order = front + sliding
     shape = eqn.outvars[0].aval.shape
     images = graph.transpose(graph.expand(images, eqn.invars[0].aval.shape), order)
-    output = graph.add(
+    output: Value = graph.add(
         op,
         [images],
         [shape[axis] for axis in order],
