@@ -46,6 +46,8 @@ class Weights:
     @classmethod
     def of(cls, name: str, quantized: Quantized) -> Weights:
         """A quantized leaf."""
+        if quantized.dtype == jnp.float64:
+            raise ValueError(f"quantized must not hold float64 weights, which ONNX cannot dequantize, got {name!r}.")
         codes, scale, split = np.asarray(quantized.codes), np.asarray(quantized.scale), quantized.granularity
         scales = (scale,) if quantized.scales == 1 else tuple(scale)
         if isinstance(split, PerTensor):
@@ -76,13 +78,14 @@ class Weights:
         for ternary weights in base 3, and for ternary matrices whose rows do not fill bytes, uint8 tensors of packed
         fields go through a function of standard operators.
         """
-        is_ternary = self.grid == Grid("linear", 2)
+        is_ternary = self.grid.bits == 2
         # onnxruntime 1.32 fuses DequantizeLinear and MatMul into a kernel that misreads such 2-bit matrices.
         is_misread = is_ternary and self.codes.ndim == 2 and self.shape[-1] % 4 != 0
-        if self.grid.spacing != "linear" or self.grid.bits not in (2, 4, 8) or is_misread or (is_ternary and base3):
-            weights = self._emit_packed(graph, base3=base3 and is_ternary)
-        else:
+        has_integers = self.grid.spacing == "linear" and self.grid.bits in (2, 4, 8)
+        if has_integers and not is_misread and not (is_ternary and base3):
             weights = self._emit_integers(graph)
+        else:
+            weights = self._emit_packed(graph, base3=base3 and is_ternary)
         if self.dtype != np.float32:
             data_type = graph.onnx.helper.np_dtype_to_tensor_dtype(self.dtype)
             weights = graph.add("Cast", [weights], self.shape, to=data_type)
@@ -114,8 +117,9 @@ class Weights:
             )
         if len(self.scales) == 1 and len(kept) <= 1:
             scale = self._steps[0].reshape(-1 if kept else ())
-            axis = {"axis": kept[0]} if kept else {}
-            return graph.add("DequantizeLinear", [codes, scale], self.shape, **axis)
+            # One scale for all weights makes the axis irrelevant, but it must exist.
+            axis = kept[0] if kept else 0
+            return graph.add("DequantizeLinear", [codes, scale], self.shape, axis=axis)
         return self._scaled(graph, graph.add("DequantizeLinear", [codes, np.ones((), np.float32)], self.shape))
 
     def _emit_packed(self, graph: Graph, *, base3: bool) -> Tensor:
