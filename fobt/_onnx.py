@@ -123,7 +123,8 @@ def _known(eqn: Any, inputs: list[Value]) -> list[np.ndarray] | None:
     """The inputs of an equation that is evaluated beforehand: all are known, and its result is not merely larger."""
     arrays = [value.array for value in inputs if isinstance(value, Constant)]
     shapes = [var.aval.shape for var in eqn.outvars]
-    if len(arrays) < len(inputs) or not all(isinstance(size, int) for shape in shapes for size in shape):
+    sizes = [size for shape in shapes for size in shape]
+    if len(arrays) < len(inputs) or not all(isinstance(size, int) for size in [*sizes, eqn.params.get("dim", 0)]):
         return None
     is_larger = eqn.primitive.name == "broadcast_in_dim" and math.prod(shapes[0]) > arrays[0].size
     return None if is_larger else arrays

@@ -169,6 +169,11 @@ def gather(graph: Graph, eqn: Any, value: Value, indices: Value) -> Value:
     raise unsupported(eqn, f"dimension_numbers {numbers}")
 
 
+def dimension(graph: Graph, eqn: Any) -> Value:
+    """A dimension of an input as a number."""
+    return cast(graph, eqn, graph.reshape(graph.sizes([eqn.params["dim"]]), ()))
+
+
 def concatenate(graph: Graph, eqn: Any, *inputs: Value) -> Value:
     """Arrays one after the other along an axis."""
     values = [exact(graph, eqn, value, position) for position, value in enumerate(inputs)]
@@ -226,6 +231,7 @@ CONVERTERS: Mapping[str, Converter] = MappingProxyType(
         "conv_general_dilated": convolution,
         "convert_element_type": cast,
         "copy": chain(),
+        "dim_as_value": dimension,
         "div": elementwise("Div"),
         "dot_general": dot_general,
         "eq": elementwise("Equal"),
