@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from flax import nnx
 
 import fobt
 from experiments.cli import fail, first_sentence
@@ -28,6 +27,14 @@ from experiments.trained import Trained, read_trained
 
 PROGRAM = "python -m experiments.export"
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx"}
+IMAGE_SHAPES = {
+    "digits": (8, 8, 1),
+    "mnist": (28, 28, 1),
+    "cifar10_whitened": (32, 32, 3),
+    "cifar10_augmented": (32, 32, 3),
+    "svhn": (32, 32, 3),
+    "imagenet": (224, 224, 3),
+}
 Scores: TypeAlias = Callable[[np.ndarray], np.ndarray]  # from prepared images to scores
 
 
@@ -53,6 +60,8 @@ def main(arguments: Sequence[str]) -> None:
     try:
         trained = read_trained(config.folder)
         dataset = DATASETS[trained.config.dataset]() if config.verify else None
+        if dataset is not None and trained.config.limit is not None:
+            dataset = dataset.first(trained.config.limit)
     except (ValueError, MissingDataError) as error:
         fail(str(error), code=2, program=PROGRAM)
     path = config.output or config.folder / f"network{SUFFIXES[config.format]}"
@@ -111,16 +120,6 @@ def image_batch(trained: Trained) -> jax.ShapeDtypeStruct:
     height, width, channels = IMAGE_SHAPES[trained.config.dataset]
     shape = jax.export.symbolic_shape(f"batch, {height}, {width}, {channels}")
     return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
-IMAGE_SHAPES = {
-    "digits": (8, 8, 1),
-    "mnist": (28, 28, 1),
-    "cifar10_whitened": (32, 32, 3),
-    "cifar10_augmented": (32, 32, 3),
-    "svhn": (32, 32, 3),
-    "imagenet": (224, 224, 3),
-}
 
 
 def jax_scores(network: Inference) -> Scores:

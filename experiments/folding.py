@@ -22,7 +22,7 @@ class Shift(nnx.Module):
     def __call__(self, features: jax.Array, *, use_running_average: bool) -> jax.Array:
         """The features plus the bias; there are no averages to choose from."""
         del use_running_average
-        return features + self.bias[...]
+        return features + self.bias[...].reshape((1,) * (features.ndim - 1) + (-1,))
 
 
 @dataclass(frozen=True, eq=False)

@@ -64,18 +64,15 @@ def fold_batch_norm(
     if not shape:
         raise ValueError("kernel must have an axis of output channels, got a scalar.")
     vectors = {"mean": mean, "var": var, "scale": scale, "bias": bias, "layer_bias": layer_bias}
-    for name, vector in vectors.items():
-        if vector is not None and jnp.shape(vector) != shape[-1:]:
-            raise ValueError(
-                f"{name} must have shape {shape[-1:]}, as many as output channels, got {jnp.shape(vector)}."
-            )
-    present = {name: jnp.asarray(vector) for name, vector in vectors.items() if vector is not None}
-    dtype = jnp.result_type(jnp.float32, *present.values())
-    wide = {name: vector.astype(dtype) for name, vector in present.items()}
-    gain = wide.get("scale", jnp.ones((), dtype)) * jax.lax.rsqrt(wide["var"] + epsilon)
-    shift = (wide.get("layer_bias", jnp.zeros((), dtype)) - wide["mean"]) * gain + wide.get(
-        "bias", jnp.zeros((), dtype)
-    )
+    given = {name: jnp.asarray(vector) for name, vector in vectors.items() if vector is not None}
+    for name, vector in given.items():
+        if vector.shape != shape[-1:]:
+            raise ValueError(f"{name} must have shape {shape[-1:]}, that of the output channels, got {vector.shape}.")
+    dtype = jnp.result_type(jnp.float32, *given.values())
+    wide = {name: vector.astype(dtype) for name, vector in given.items()}
+    zero = jnp.zeros(shape[-1:], dtype)
+    gain = wide.get("scale", zero + 1) * jax.lax.rsqrt(wide["var"] + epsilon)
+    shift = (wide.get("layer_bias", zero) - wide["mean"]) * gain + wide.get("bias", zero)
     if not isinstance(kernel, Quantized):
         kernel = jnp.asarray(kernel)
         folded = kernel.astype(jnp.promote_types(dtype, kernel.dtype)) * _along_last_axis(gain, kernel.ndim)

@@ -96,7 +96,8 @@ def _convert(graph: Graph, jaxpr: Any, constants: list[Any], arguments: list[Val
     values: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
 
     def read(atom: Any) -> Value:
-        return Constant(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, core.Literal) else values[atom]
+        is_literal = isinstance(atom, core.Literal)
+        return Constant(np.asarray(atom.val, atom.aval.dtype)) if is_literal else values[atom]
 
     for eqn in jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]

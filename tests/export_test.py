@@ -9,12 +9,12 @@ import numpy as np
 import onnxruntime
 import pytest
 from rich.console import Console
+from training_cases import small_digits
 
 import fobt
 from experiments import export, train
 from experiments.rows import Row
 from experiments.trained import quantizer_of, read_trained, recover
-from training_cases import small_digits
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -98,8 +98,8 @@ def test_linen_models():
     dense = fobt.fold_batch_norm(
         params["Dense_0"]["kernel"], **averages["BatchNorm_1"], **params["BatchNorm_1"], epsilon=1e-3
     )
-    folded = {"Conv_0": dict(zip(("kernel", "bias"), conv)), "Dense_0": dict(zip(("kernel", "bias"), dense))}
-    assert all(map(np.array_equal, codes(folded), [codes(params)[0], codes(params)[1]]))
+    folded = {"Conv_0": {"kernel": conv[0], "bias": conv[1]}, "Dense_0": {"kernel": dense[0], "bias": dense[1]}}
+    assert all(map(np.array_equal, codes(folded), codes(params)))
     assert (np.asarray(folded["Conv_0"]["kernel"].scale) < 0).any()
     expected = LinenModel().apply({"params": fobt.dequantize(params), "batch_stats": averages}, x)
     result = FoldedLinenModel().apply({"params": fobt.dequantize(folded)}, x)

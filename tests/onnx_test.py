@@ -11,10 +11,10 @@ import pytest
 from flax import nnx
 
 import fobt
-from fobt._granularity import Granularity, PerBlock, PerChannel
-from fobt._grid import Grid
 from experiments.models import NETWORKS
 from experiments.steps import split_model
+from fobt._granularity import Granularity, PerBlock, PerChannel
+from fobt._grid import Grid
 
 GRIDS = {
     "binary": (Grid("binary", 1), 1),
