@@ -46,18 +46,18 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
             )
     except SystemExit as exit_:
         if exit_.code:
-            fail(_first_sentence(errors.getvalue()), code=2)
+            fail(first_sentence(errors.getvalue()), code=2)
         raise
 
 
-def fail(message: str, *, code: int) -> NoReturn:
+def fail(message: str, *, code: int, program: str = PROGRAM) -> NoReturn:
     """Ends the program with one line on stderr."""
-    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    print(f"{program}: {message}", file=sys.stderr)
     raise SystemExit(code)
 
 
-def _first_sentence(box: str) -> str:
+def first_sentence(box: str) -> str:
     """The message of the box that tyro prints for a bad option: its lines up to the first rule or empty line."""
     lines = [re.sub("[│╭╮╰╯]", "", line).strip() for line in box.splitlines()[1:]]
     end = next((i for i, line in enumerate(lines) if not line.strip("─")), len(lines))
-    return " ".join(lines[:end]).removeprefix("Error parsing TrainConfig: ")
+    return re.sub(r"^Error parsing \w+: ", "", " ".join(lines[:end]))

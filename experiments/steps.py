@@ -51,6 +51,14 @@ def split_model(model: Network) -> tuple[nnx.GraphDef[Network], Any, Any]:
     return graph, nnx.as_pure(params), nnx.as_pure(rest[0])
 
 
+def initial_state(method: Method, params: Any, batch_stats: Any, seed: jax.Array) -> TrainState:
+    """The state before the first step."""
+    params = method.init(params)
+    optimizer = method.optimizer.init(params)
+    codes = method.codes(params, optimizer, jax.random.key(seed))
+    return TrainState(params, optimizer, batch_stats, codes, seed, jnp.zeros((), jnp.uint32))
+
+
 def train_step(
     graph: nnx.GraphDef[Network],
     loss: Loss,
@@ -129,12 +137,7 @@ class Programs:
     def __init__(
         self, model: Network, loss: Loss, dataset: Dataset, method: Method, two_stage: Iterable[bool], batch: Batch
     ):
-        def init(params: Any, batch_stats: Any, seed: jax.Array) -> TrainState:
-            params = method.init(params)
-            optimizer = method.optimizer.init(params)
-            codes = method.codes(params, optimizer, jax.random.key(seed))
-            return TrainState(params, optimizer, batch_stats, codes, seed, jnp.zeros((), jnp.uint32))
-
+        init = functools.partial(initial_state, method)
         graph, *arrays = split_model(model)
         self._init = jax.jit(init)
         example = jax.eval_shape(init, *arrays, np.uint32(0)), jnp.zeros(2), batch

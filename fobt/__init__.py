@@ -10,10 +10,12 @@ if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can
     from fobt._batch_stats import reestimate_batch_stats
     from fobt._bounds import bound_weights
     from fobt._dampening import dampening_loss
+    from fobt._folding import fold_batch_norm
     from fobt._forward_backtrack import forward_backtrack
     from fobt._freezing import freeze_oscillations, frozen_weights
     from fobt._granularity import per_block, per_channel, per_tensor
     from fobt._leaves import identity, per_leaf
+    from fobt._onnx import to_onnx
     from fobt._optimistic import optimistic, trial_params
     from fobt._oscillation_metrics import oscillation_metrics
     from fobt._oscillation_plot import plot_oscillations
@@ -44,6 +46,7 @@ __all__ = [
     "bound_weights",
     "dampening_loss",
     "dequantize",
+    "fold_batch_norm",
     "forward_backtrack",
     "freeze_oscillations",
     "frozen_weights",
@@ -67,6 +70,7 @@ __all__ = [
     "save_packed",
     "size_report",
     "ternary",
+    "to_onnx",
     "track_oscillations",
     "trial_params",
     "unpack",

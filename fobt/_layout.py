@@ -41,6 +41,12 @@ def pack_codes(codes: Any, spacing: str, bits: int, encoding: Encoding) -> Any:
     signed = codes.reshape(-1)
     # With eight bits the sum leaves the range of int8, and wraps around to the same byte; so it does in `_codes`.
     fields = ((signed + 1) // 2 if spacing == "binary" else signed + max_code(spacing, bits)).astype(xp.uint8)
+    return pack_fields(fields, bits, encoding)
+
+
+def pack_fields(fields: Any, bits: int, encoding: Encoding) -> Any:
+    """The bytes, uint8 and of rank 1, of a stream of fields, uint8 and of rank 1."""
+    xp = fields.__array_namespace__()
     per_group, bytes_per_group = group_of(bits, encoding)
     groups = xp.pad(fields, (0, -fields.size % per_group)).reshape(-1, per_group)
     if encoding == "base3":

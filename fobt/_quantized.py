@@ -25,7 +25,7 @@ class Quantized:
         () for one scale per tensor; for kept axes the shape of the weights with 1 on the other axes; for blocks the
         shape of the weights with the axis divided by the block size, rounded up. With two scales there is a leading
         axis of size 2: the scale of positive codes, then that of negative ones. α > 0, except that a binary group whose
-        weights are all zero has α = 0.
+        weights are all zero has α = 0. A channel into which `fold_batch_norm` has folded a gain may have α ≤ 0.
       grid: the grid, static: `spacing`, `bits`, and the levels.
       granularity: which weights share a scale, static.
       scales: 1, or 2 where positive and negative weights have a scale each, static.

@@ -1,0 +1,181 @@
+"""Writes the network of a finished run to a small file: `python -m experiments.export RUN_FOLDER [options]`.
+
+The folder is that of one row and seed, such as FOLDER/laq-binary/seed-0. With --verify the file is read again, the
+network runs in the runtime of the format over the whole test set, and its predictions are compared with those of JAX.
+"""
+
+import contextlib
+import dataclasses
+import io
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import fobt
+from experiments.cli import fail, first_sentence
+from experiments.data import DATASETS, Dataset, MissingDataError
+from experiments.folding import Inference, fold
+from experiments.run_folder import environment, write_json
+from experiments.steps import EVALUATION_BATCH, split_model
+from experiments.trained import Trained, read_trained
+
+PROGRAM = "python -m experiments.export"
+SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx"}
+IMAGE_SHAPES = {
+    "digits": (8, 8, 1),
+    "mnist": (28, 28, 1),
+    "cifar10_whitened": (32, 32, 3),
+    "cifar10_augmented": (32, 32, 3),
+    "svhn": (32, 32, 3),
+    "imagenet": (224, 224, 3),
+}
+Scores: TypeAlias = Callable[[np.ndarray], np.ndarray]  # from prepared images to scores
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write the network of a finished run to a small file."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder of one row and seed of `experiments.train`."""
+    format: Literal["safetensors", "onnx"] = "onnx"
+    """safetensors has the codes of the network as it is; in onnx batch normalisation is folded into scales."""
+    base3: bool = False
+    """Store ternary weights five to a byte, 1.6 bits each, instead of in 2 bits."""
+    verify: bool = False
+    """Run the file over the test set and compare it with JAX."""
+    output: Path | None = None
+    """The file; by default network.onnx or network.safetensors in the folder. A report, .json, is written beside it."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Exports, prints the report, and writes it as JSON."""
+    config = parse(arguments)
+    try:
+        trained = read_trained(config.folder)
+        dataset = DATASETS[trained.config.dataset]() if config.verify else None
+        if dataset is not None and trained.config.limit is not None:
+            dataset = dataset.first(trained.config.limit)
+    except (ValueError, MissingDataError) as error:
+        fail(str(error), code=2, program=PROGRAM)
+    path = config.output or config.folder / f"network{SUFFIXES[config.format]}"
+    try:
+        scores = WRITERS[config.format](path, trained, config.base3)
+    except (OSError, ImportError) as error:
+        fail(f"cannot write {path}: {error}", code=2, program=PROGRAM)
+    report = {"file": str(path), "format": config.format, "row": trained.row.name, **sizes(path, trained.quantized)}
+    if dataset is not None:
+        report |= compare(trained, dataset, scores)
+    print("\n".join(lines(report)))
+    write_json(path.with_name(path.name + ".json"), report | {"environment": environment()})
+
+
+def parse(arguments: Sequence[str]) -> ExportConfig:
+    """The configuration that the command line asks for; a mistake ends the program with one line on stderr."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(ExportConfig, args=arguments, prog=PROGRAM)
+    except SystemExit as exit_:
+        if exit_.code:
+            fail(first_sentence(errors.getvalue()), code=2, program=PROGRAM)
+        raise
+
+
+def write_onnx(path: Path, trained: Trained, base3: bool) -> Scores:
+    """Writes an ONNX file; the scores are those of onnxruntime on CPU."""
+    import onnx
+    import onnxruntime
+
+    network = fold(trained.model, trained.quantized, trained.batch_stats)
+    model = fobt.to_onnx(network, network.quantized, image_batch(trained), base3=base3)
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString())
+    options = onnxruntime.SessionOptions()
+    # By default activations in front of 2- and 4-bit matrices are rounded to 8 bits.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"input": images})[0]
+
+
+def write_safetensors(path: Path, trained: Trained, base3: bool) -> Scores:
+    """Writes a packed file; the scores are those of JAX with what is read from it."""
+    packed = fobt.pack(trained.quantized, base3=base3)
+    fobt.save_packed(path, packed, batch_stats=trained.batch_stats, metadata={"row": trained.row.label})
+    loaded = fobt.load_packed(path)
+    return jax_scores(Inference(split_model(trained.model)[0], loaded.quantized(), loaded.batch_stats))
+
+
+WRITERS: dict[str, Callable[[Path, Trained, bool], Scores]] = {"safetensors": write_safetensors, "onnx": write_onnx}
+
+
+def image_batch(trained: Trained) -> jax.ShapeDtypeStruct:
+    """Prepared images, as many as one likes."""
+    height, width, channels = IMAGE_SHAPES[trained.config.dataset]
+    shape = jax.export.symbolic_shape(f"batch, {height}, {width}, {channels}")
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def jax_scores(network: Inference) -> Scores:
+    """The scores of a network in JAX."""
+    weights = fobt.dequantize(network.quantized)
+    program = jax.jit(network)
+    return lambda images: np.asarray(program(weights, images))
+
+
+def sizes(path: Path, quantized: Any) -> dict[str, Any]:
+    """The size of the file, and of its weights in float32."""
+    leaves = [leaf for leaf in jax.tree.leaves(fobt.dequantize(quantized)) if leaf.ndim >= 2]
+    weights, size = sum(leaf.size for leaf in leaves), path.stat().st_size
+    return {"bytes": size, "weights": weights, "bits_per_weight": 8 * size / weights, "float32_bytes": 4 * weights}
+
+
+def compare(trained: Trained, dataset: Dataset, scores: Scores) -> dict[str, Any]:
+    """Agreement with JAX over the test set, and accuracies."""
+    network = Inference(split_model(trained.model)[0], trained.quantized, trained.batch_stats)
+    reference = jax_scores(network)
+    images = same = right = expected_right = 0
+    difference = 0.0
+    for batch in dataset.test.batches(EVALUATION_BATCH):
+        prepared = np.asarray(dataset.prepare(batch.images))
+        got, expected = scores(prepared), reference(prepared)
+        predicted, expected_classes = got.argmax(-1), expected.argmax(-1)
+        images += len(batch)
+        same += int(np.sum(predicted == expected_classes))
+        right += int(np.sum(predicted == batch.labels))
+        expected_right += int(np.sum(expected_classes == batch.labels))
+        difference = max(difference, float(np.max(np.abs(got - expected))))
+    return {
+        "test_images": images,
+        "same_predictions": same,
+        "largest_score_difference": difference,
+        "accuracy": right / images,
+        "jax_accuracy": expected_right / images,
+        "training_accuracy": trained.result["test_accuracy"],
+    }
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """The report as text."""
+    text = [
+        f"{report['file']}: {report['bytes']:,} bytes, {report['bits_per_weight']:.2f} bits for each of "
+        f"{report['weights']:,} weights; these alone take {report['float32_bytes']:,} bytes in float32"
+    ]
+    if "accuracy" in report:
+        text += [
+            f"same predictions as JAX: {report['same_predictions']:,} of {report['test_images']:,} test images; scores "
+            f"differ by at most {report['largest_score_difference']:.1e}",
+            f"test accuracy: {100 * report['accuracy']:.2f} % from the file, {100 * report['jax_accuracy']:.2f} % in "
+            f"JAX, {100 * report['training_accuracy']:.2f} % at the end of the training",
+        ]
+    return text
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,150 @@
+"""Folding of batch normalisation: the same outputs, and the same codes."""
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import fobt
+from experiments.folding import fold
+from experiments.models import NETWORKS
+from experiments.steps import split_model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_fast():
+    """These tests compile much and run little."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def perturbed(tree, seed: int, *, positive: bool):
+    """The tree with vectors of random numbers, all positive or of both signs."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        if leaf.ndim >= 2:
+            return leaf
+        numbers = rng.normal(size=leaf.shape) + 0.2
+        return jnp.asarray(np.abs(numbers) + 0.1 if positive else numbers, leaf.dtype)
+
+    return jax.tree.map(draw, tree)
+
+
+def codes(tree) -> list[np.ndarray]:
+    leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, fobt.Quantized))
+    return [np.asarray(leaf.codes) for leaf in leaves if isinstance(leaf, fobt.Quantized)]
+
+
+@pytest.mark.parametrize("positive", [True, False], ids=["positive gains", "gains of both signs"])
+@pytest.mark.parametrize(
+    ("name", "shape", "width", "quantizer", "pooled"),
+    [
+        ("digits_cnn", (8, 8, 1), 0.5, fobt.binary(), 2),
+        ("small_mlp", (28, 28, 1), 0.1, fobt.linear(3), 0),
+        ("vgg", (32, 32, 3), 0.03, fobt.ternary(scales=2), 3),
+        ("resnet18", (32, 32, 3), 0.05, fobt.binary(), 0),
+    ],
+)
+def test_networks(name: str, shape: tuple, width: float, quantizer: fobt.Quantizer, pooled: int, positive: bool):
+    model = NETWORKS[name](nnx.Rngs(0), width)
+    graph, params, batch_stats = split_model(model)
+    params, batch_stats = perturbed(params, 0, positive=positive), perturbed(batch_stats, 1, positive=True)
+    quantized = jax.jit(fobt.quantize, static_argnums=2)(params, None, quantizer)
+    images = jax.random.normal(jax.random.key(0), (3, *shape))
+    original = jax.jit(lambda weights: nnx.merge(graph, weights, batch_stats)(images, training=False))
+    expected = original(fobt.dequantize(quantized))
+    folded = fold(model, quantized, batch_stats)
+    scores = jax.jit(lambda weights: folded(weights, images))(fobt.dequantize(folded.quantized))
+    largest = np.abs(expected).max()
+    np.testing.assert_allclose(scores / largest, expected / largest, atol=1e-5)
+    assert all(map(np.array_equal, codes(folded.quantized), codes(quantized)))
+    # Only the normalisations behind a pooling can stay, each with two averages, and the model is as it was.
+    assert len(jax.tree.leaves(folded.batch_stats)) == (0 if positive else 2 * pooled)
+    assert len(jax.tree.leaves(split_model(model)[2])) == len(jax.tree.leaves(batch_stats))
+
+
+class LinenModel(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        x = linen.relu(linen.BatchNorm(use_running_average=True)(linen.Conv(4, (3, 3))(x)))
+        x = linen.Dense(3, use_bias=False)(x.reshape(len(x), -1))
+        return linen.BatchNorm(use_running_average=True, use_scale=False, epsilon=1e-3)(x)
+
+
+class FoldedLinenModel(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        x = linen.relu(linen.Conv(4, (3, 3))(x))
+        return linen.Dense(3)(x.reshape(len(x), -1))
+
+
+def test_linen_models():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 5, 2))
+    variables = LinenModel().init(jax.random.key(1), x)
+    params = perturbed(variables["params"], 0, positive=False)
+    averages = perturbed(variables["batch_stats"], 1, positive=True)
+    params = fobt.quantize(params, None, fobt.binary())
+    conv = fobt.fold_batch_norm(
+        params["Conv_0"]["kernel"],
+        **averages["BatchNorm_0"],
+        **params["BatchNorm_0"],
+        epsilon=1e-5,
+        layer_bias=params["Conv_0"]["bias"],
+    )
+    dense = fobt.fold_batch_norm(
+        params["Dense_0"]["kernel"], **averages["BatchNorm_1"], **params["BatchNorm_1"], epsilon=1e-3
+    )
+    folded = {"Conv_0": {"kernel": conv[0], "bias": conv[1]}, "Dense_0": {"kernel": dense[0], "bias": dense[1]}}
+    assert all(map(np.array_equal, codes(folded), codes(params)))
+    assert (np.asarray(folded["Conv_0"]["kernel"].scale) < 0).any()
+    expected = LinenModel().apply({"params": fobt.dequantize(params), "batch_stats": averages}, x)
+    result = FoldedLinenModel().apply({"params": fobt.dequantize(folded)}, x)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "scale_shape"),
+    [
+        (fobt.per_tensor(), (1, 3)),
+        (fobt.per_channel(), (1, 3)),
+        (fobt.per_channel(0), (7, 3)),
+        (fobt.per_channel((0, 1)), (7, 3)),
+        (fobt.per_block(4), (2, 3)),
+    ],
+)
+@pytest.mark.parametrize("quantizer", [fobt.linear, fobt.logarithmic])
+def test_every_granularity_gets_a_scale_for_each_channel(granularity, scale_shape: tuple, quantizer):
+    weights = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+    kernel = quantizer(3, granularity=granularity)(weights)
+    mean, var, scale = np.array([0.5, -1, 2]), np.array([0.1, 1, 4]), np.array([-1.0, 0.0, 3.0])
+    vectors = [jnp.asarray(vector, jnp.float32) for vector in (mean, var, scale)]
+    folded, bias = fobt.fold_batch_norm(kernel, *vectors, epsilon=0.01)
+    gain = scale / np.sqrt(var + 0.01)
+    assert folded.scale.shape == scale_shape
+    np.testing.assert_array_equal(folded.codes, kernel.codes)
+    np.testing.assert_allclose(folded.dequantize(), np.asarray(kernel.dequantize()) * gain, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(bias, -mean * gain, rtol=1e-5)
+
+
+def test_weights_in_full_precision():
+    kernel, mean, var = jnp.ones((2, 3), jnp.bfloat16), jnp.ones(3), jnp.full(3, 4.0)
+    folded, bias = fobt.fold_batch_norm(kernel, mean, var, epsilon=0.0)
+    assert folded.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(folded.astype(jnp.float32), np.full((2, 3), 0.5))
+    np.testing.assert_array_equal(bias, np.full(3, -0.5))
+
+
+def test_mistakes_are_named():
+    kernel, ones = fobt.binary(granularity=fobt.per_block(2, axis=-1))(jnp.ones((4, 3))), jnp.ones(3)
+    with pytest.raises(
+        ValueError, match=r"kernel must not share scales between output channels in blocks, got PerBlock"
+    ):
+        fobt.fold_batch_norm(kernel, ones, ones, epsilon=1e-5)
+    with pytest.raises(ValueError, match=r"var must have shape \(3,\), that of the output channels, got \(4,\)"):
+        fobt.fold_batch_norm(jnp.ones((4, 3)), ones, jnp.ones(4), epsilon=1e-5)
+    with pytest.raises(ValueError, match="kernel must have an axis of output channels"):
+        fobt.fold_batch_norm(jnp.ones(()), ones, ones, epsilon=1e-5)
