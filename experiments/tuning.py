@@ -49,9 +49,9 @@ class TuningConfig:
     """Grid of the weights."""
     epochs: int | None = None
     """Passes over the training images of rows with one gradient per step, instead of the job's own."""
-    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03)
+    learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1)
     """Learning rates at the start that are tried."""
-    b1: tuple[float, ...] = (0.9, 0.8)
+    b1: tuple[float, ...] = (0.9, 0.7)
     """Decay rates of the first moment that are tried."""
     b2: tuple[float, ...] = (0.999, 0.99)
     """Decay rates of the second moment that are tried."""
