@@ -52,9 +52,7 @@ def test_every_row_is_tuned_and_compared(
 @pytest.mark.parametrize(
     ("label", "options"),
     [
-        ("LAQ", {"methods": ("laq",)}),
         ("quantized Nesterov", {"methods": ("nesterov",)}),
-        ("two LAQ steps", {"methods": ("two_steps",)}),
         ("forward-backtrack, a = 0.3", {"methods": ("forward_backtrack",), "a": 0.3}),
     ],
 )
