@@ -3,18 +3,11 @@
 import json
 from pathlib import Path
 
-import jax
 import pytest
 
 from experiments import ablation
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """These tests compile much and run little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def test_the_grid_has_a_cell_for_each_pair_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -59,12 +59,9 @@ def test_the_kept_onnx_file_has_the_accuracy_of_the_table():
     assert accuracy(scores) == pytest.approx(kept_accuracy("onnxruntime"))
 
 
+@pytest.mark.usefixtures("compile_fast")
 def test_the_command_writes_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        demo.main(["--epochs", "1", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "files")])
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    demo.main(["--epochs", "1", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "files")])
     records = json.loads((tmp_path / "files" / "demo.json").read_text())["files"]
     names = [f"{row}.{suffix}" for suffix in ("safetensors", "onnx") for row in ("full_precision", "laq-binary")]
     assert [record["bytes"] for record in records] == [(tmp_path / "files" / name).stat().st_size for name in names]

@@ -16,13 +16,7 @@ from experiments import export, train
 from experiments.rows import Row
 from experiments.trained import quantizer_of, read_trained, recover
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """These tests compile much and run little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,7 @@ from experiments.folding import fold
 from experiments.models import NETWORKS
 from experiments.steps import split_model
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """These tests compile much and run little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def perturbed(tree, seed: int, *, positive: bool):

@@ -173,6 +173,7 @@ def test_params_are_needed():
         tx.update(params, tx.init(params))
 
 
+@pytest.mark.usefixtures("compile_fast")
 def test_on_the_harness(tmp_path):
     """Weights freeze from a quarter of the training on; dampening and re-estimated statistics train too."""
     config = small_digits(
@@ -183,11 +184,7 @@ def test_on_the_harness(tmp_path):
         learning_rate=0.05,
         output=tmp_path,
     )
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        train.run_job(config, Console(quiet=True))
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    train.run_job(config, Console(quiet=True))
 
     def metrics(pattern):
         (path,) = tmp_path.glob(f"{pattern}/seed-0/metrics.jsonl")

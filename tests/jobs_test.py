@@ -11,13 +11,7 @@ from training_cases import RANDOM_DATASETS
 from experiments import train
 from experiments.configs import JOBS
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """These tests compile much and run little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 @pytest.mark.parametrize(

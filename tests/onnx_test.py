@@ -34,12 +34,7 @@ GRANULARITIES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """These tests compile much and run little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def matrix(

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -14,13 +13,7 @@ from experiments.losses import LOSSES
 from experiments.models import digits_cnn
 from experiments.steps import Evaluator
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """These tests compile much and run little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def test_the_quick_form_leaves_table_records_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

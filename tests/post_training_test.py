@@ -18,12 +18,7 @@ from fobt._clipping import lp_clipping_value
 NORMS = (2.0, 2.5, 3.0, 4.0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """These tests compile much and run little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def some_weights(shape, seed=0):

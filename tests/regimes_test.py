@@ -4,18 +4,11 @@ import json
 import re
 from pathlib import Path
 
-import jax
 import pytest
 
 from experiments import regimes
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """These tests compile much and run little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def test_a_regime_is_compared_with_its_controls(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -19,13 +19,7 @@ from experiments.rows import Row, expand
 from experiments.run_folder import JobFolder
 from experiments.steps import Evaluator, Programs, TrainState, flip_share, split_model
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """These tests compile much and run little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 TWO_STAGE = Row(method="forward_backtrack", grid="binary", a=0.6, every=2, every_unit="steps")

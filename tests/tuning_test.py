@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import pytest
 from rich.console import Console
 from training_cases import small_digits
@@ -15,12 +14,7 @@ from experiments.variants import METHODS, VARIANTS
 OPTIONS = ["--epochs", "2", "--limit", "70", "--b1", "0.8", "--tuning-seeds", "9", "--seeds", "0", "1"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """These tests compile much and run little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def test_every_row_is_tuned_and_compared(
