@@ -86,7 +86,8 @@ def plot_oscillations(history: Sequence[Mapping[str, Any]]) -> Figure:
         axes.grid(alpha=0.3)
     shares = np.asarray(totals[-1]["frequency_histogram"])
     last.bar(range(len(shares)), shares, width=1, align="edge", edgecolor="white")
-    last.set_xticks(range(len(FREQUENCY_EDGES)), [f"{edge:.2g}" for edge in FREQUENCY_EDGES], fontsize="small", rotation=45)
+    labels = [f"{edge:.2g}" for edge in FREQUENCY_EDGES]
+    last.set_xticks(range(len(labels)), labels, fontsize="small", rotation=45)
     last.set(title="share of weights by frequency, last update", xlabel="frequency of oscillations", yscale="log")
     last.grid(alpha=0.3, axis="y")
     return figure
