@@ -1,42 +1,46 @@
-"""From training to small files: `python -m experiments.demo --output FOLDER`.
+"""From training to small files: `python -m experiments.demo --runs FOLDER --output FOLDER`.
 
-Trains the main job in full precision and with 1-bit weights, writes each network to a packed file and to ONNX, runs all
-files over the test set, and puts sizes and accuracies side by side.
+Trains a job, by default the main one, in full precision and with LAQ on one or more grids, writes each network to files
+of several formats, runs all files over the test set, and puts sizes and accuracies side by side.
 """
 
 import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
 
 from experiments import export
-from experiments.config import MethodName
+from experiments.config import TrainConfig
 from experiments.configs import JOBS
-from experiments.rows import expand
+from experiments.rows import Row, expand
 from experiments.run_folder import environment, read_json, write_json
 from experiments.tables import Columns, markdown
 from experiments.train import run_job
 
-METHODS: tuple[MethodName, ...] = ("full_precision", "laq")
-RUNTIMES = {"safetensors": "packed file, JAX", "onnx": "ONNX, onnxruntime"}
-COLUMNS: Columns = {
-    "label": ("digits, seed 0", str),
-    "runtime": ("file", str),
-    "bytes": ("bytes", "{:,}".format),
-    "share": ("of full precision", "{:.2f}".format),
-    "accuracy": ("test accuracy %", "{:.2f}".format),
-    "same": ("same predictions as JAX", str),
+Grid = Literal["binary", "ternary", "linear3", "linear4"]
+OPTIONS: dict[Grid, dict[str, Any]] = {
+    "binary": {"quantizer": "binary"},
+    "ternary": {"quantizer": "ternary"},
+    "linear3": {"quantizer": "linear", "bits": 3},
+    "linear4": {"quantizer": "linear", "bits": 4},
 }
+RUNTIMES = {"safetensors": "packed file, JAX", "onnx": "ONNX, onnxruntime", "litert": "LiteRT, ai-edge-litert"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoConfig:
     """Train, export, and compare the files."""
 
+    job: Literal["digits", "mnist_lenet5", "mnist_mlp"] = "digits"
+    """What is trained, with seed 0."""
+    grids: tuple[Grid, ...] = ("binary",)
+    """Grids of the weights, beside full precision."""
+    formats: tuple[Literal["safetensors", "onnx", "litert"], ...] = ("safetensors", "onnx")
+    """Formats of the files."""
     epochs: int | None = None
     """Passes over the training images, instead of the job's own."""
     runs: Path
@@ -46,30 +50,56 @@ class DemoConfig:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Writes ROW.safetensors and ROW.onnx for each row, each with its report as JSON, and demo.md."""
+    """Writes a file for each row and format, each with its report as JSON, and demo.md."""
     config = tyro.cli(DemoConfig, args=arguments, prog="python -m experiments.demo")
     console = Console(width=None if sys.stdout.isatty() else 120)
-    job = dataclasses.replace(JOBS["digits"], methods=METHODS, seeds=(0,), output=config.runs)
-    if config.epochs is not None:
-        job = dataclasses.replace(job, epochs=config.epochs)
-    run_job(job, console)
+    rows = [row for job in jobs(config) for row in train(job, console)]
     config.output.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
-    for file_format, runtime in RUNTIMES.items():
-        for row in expand(job):
+    for file_format in config.formats:
+        for row in rows:
             path = config.output / f"{row.name}{export.SUFFIXES[file_format]}"
             folder = config.runs / row.name / "seed-0"
             export.main([str(folder), "--format", file_format, "--verify", "--output", str(path)])
             report = read_json(path.with_name(f"{path.name}.json"))
-            same = f"{report['same_predictions']} of {report['test_images']}"
+            same = f"{report['same_predictions']:,} of {report['test_images']:,}"
             records.append(
-                {"label": row.label, "runtime": runtime, "bytes": report["bytes"], "same": same}
+                {"label": row.label, "runtime": RUNTIMES[file_format], "same": same}
+                | {key: report[key] for key in ("bytes", "bits_per_weight")}
                 | {"accuracy": 100 * report["accuracy"], "share": report["bytes"] / (records or [report])[0]["bytes"]}
             )
-    table = markdown(COLUMNS, records)
+    table = markdown(columns(config.job), records)
     (config.output / "demo.md").write_text(table, encoding="utf-8")
     write_json(config.output / "demo.json", {"environment": environment(), "files": records})
     console.out(table, highlight=False)
+
+
+def jobs(config: DemoConfig) -> list[TrainConfig]:
+    """The trainings: one of full precision, and one for each grid."""
+    job = dataclasses.replace(JOBS[config.job], seeds=(0,), output=config.runs)
+    if config.epochs is not None:
+        job = dataclasses.replace(job, epochs=config.epochs)
+    on_grids = [dataclasses.replace(job, methods=("laq",), **OPTIONS[grid]) for grid in config.grids]
+    return [dataclasses.replace(job, methods=("full_precision",)), *on_grids]
+
+
+def train(job: TrainConfig, console: Console) -> list[Row]:
+    """Trains a job, and returns its rows."""
+    run_job(job, console)
+    return expand(job)
+
+
+def columns(job: str) -> Columns:
+    """The columns of the table."""
+    return {
+        "label": (f"{job}, seed 0", str),
+        "runtime": ("file", str),
+        "bytes": ("bytes", "{:,}".format),
+        "bits_per_weight": ("bits per weight", "{:.2f}".format),
+        "share": ("of full precision", "{:.2f}".format),
+        "accuracy": ("test accuracy %", "{:.2f}".format),
+        "same": ("same predictions as JAX", str),
+    }
 
 
 if __name__ == "__main__":

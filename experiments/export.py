@@ -26,7 +26,7 @@ from experiments.steps import EVALUATION_BATCH, split_model
 from experiments.trained import Trained, read_trained
 
 PROGRAM = "python -m experiments.export"
-SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx"}
+SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "litert": ".tflite"}
 IMAGE_SHAPES = {
     "digits": (8, 8, 1),
     "mnist": (28, 28, 1),
@@ -44,19 +44,21 @@ class ExportConfig:
 
     folder: Annotated[Path, tyro.conf.Positional]
     """Folder of one row and seed of `experiments.train`."""
-    format: Literal["safetensors", "onnx"] = "onnx"
-    """safetensors has the codes of the network as it is; in onnx batch normalisation is folded into scales."""
+    format: Literal["safetensors", "onnx", "litert"] = "onnx"
+    """safetensors has the codes of the network as it is; in the others batch normalisation is folded into scales."""
     base3: bool = False
-    """Store ternary weights five to a byte, 1.6 bits each, instead of in 2 bits."""
+    """Store ternary weights five to a byte, 1.6 bits each, instead of in 2 bits; not for litert."""
     verify: bool = False
     """Run the file over the test set and compare it with JAX."""
     output: Path | None = None
-    """The file; by default network.onnx or network.safetensors in the folder. A report, .json, is written beside it."""
+    """The file; by default network.onnx, .safetensors or .tflite in the folder. A JSON report is written beside it."""
 
 
 def main(arguments: Sequence[str]) -> None:
     """Exports, prints the report, and writes it as JSON."""
     config = parse(arguments)
+    if config.base3 and config.format == "litert":
+        fail("--base3 must be left out for litert, which stores two bits, got --base3", code=2, program=PROGRAM)
     try:
         trained = read_trained(config.folder)
         dataset = DATASETS[trained.config.dataset]() if config.verify else None
@@ -94,7 +96,10 @@ def write_onnx(path: Path, trained: Trained, base3: bool) -> Scores:
     import onnxruntime
 
     network = fold(trained.model, trained.quantized, trained.batch_stats)
-    model = fobt.to_onnx(network, network.quantized, image_batch(trained), base3=base3)
+    batch = jax.ShapeDtypeStruct(
+        jax.export.symbolic_shape(f"batch, {', '.join(map(str, image_shape(trained)))}"), jnp.float32
+    )
+    model = fobt.to_onnx(network, network.quantized, batch, base3=base3)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
     options = onnxruntime.SessionOptions()
@@ -112,14 +117,28 @@ def write_safetensors(path: Path, trained: Trained, base3: bool) -> Scores:
     return jax_scores(Inference(split_model(trained.model)[0], loaded.quantized(), loaded.batch_stats))
 
 
-WRITERS: dict[str, Callable[[Path, Trained, bool], Scores]] = {"safetensors": write_safetensors, "onnx": write_onnx}
+def write_litert(path: Path, trained: Trained, base3: bool) -> Scores:
+    """Writes a LiteRT file that takes one image; the scores are those of its interpreter on CPU."""
+    del base3
+    network = fold(trained.model, trained.quantized, trained.batch_stats)
+    image = jax.ShapeDtypeStruct((1, *image_shape(trained)), jnp.float32)
+    path.write_bytes(fobt.to_litert(network, network.quantized, image))
+    from ai_edge_litert.interpreter import Interpreter
+
+    run = Interpreter(str(path)).get_signature_runner()
+    return lambda images: np.concatenate([run(input=image[None])["output"] for image in images])
 
 
-def image_batch(trained: Trained) -> jax.ShapeDtypeStruct:
-    """Prepared images, as many as one likes."""
-    height, width, channels = IMAGE_SHAPES[trained.config.dataset]
-    shape = jax.export.symbolic_shape(f"batch, {height}, {width}, {channels}")
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
+WRITERS: dict[str, Callable[[Path, Trained, bool], Scores]] = {
+    "safetensors": write_safetensors,
+    "onnx": write_onnx,
+    "litert": write_litert,
+}
+
+
+def image_shape(trained: Trained) -> tuple[int, int, int]:
+    """Height, width and channels of prepared images."""
+    return IMAGE_SHAPES[trained.config.dataset]
 
 
 def jax_scores(network: Inference) -> Scores:

@@ -56,6 +56,8 @@ def read_trained(folder: Path) -> Trained:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is no folder of a finished run: it has no {name}")
     settings, result = read_json(folder / "config.json")["config"], read_json(folder / "result.json")
+    if missing := [key for key in SHARED if key not in settings]:
+        raise ValueError(f"{folder} was made by an older version: its config.json lacks {', '.join(missing)}")
     row = Row(**settings["row"])
     shared = {key: settings[key] for key in SHARED} | {"weight_bounds": tuple(settings["weight_bounds"])}
     config = dataclasses.replace(JOBS[settings["job"]], **shared)

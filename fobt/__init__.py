@@ -15,6 +15,7 @@ if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can
     from fobt._freezing import freeze_oscillations, frozen_weights
     from fobt._granularity import per_block, per_channel, per_tensor
     from fobt._leaves import identity, per_leaf
+    from fobt._litert import to_litert
     from fobt._onnx import to_onnx
     from fobt._optimistic import optimistic, trial_params
     from fobt._oscillation_metrics import oscillation_metrics
@@ -70,6 +71,7 @@ __all__ = [
     "save_packed",
     "size_report",
     "ternary",
+    "to_litert",
     "to_onnx",
     "track_oscillations",
     "trial_params",

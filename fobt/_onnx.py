@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from fobt._exported import Weights
 from fobt._leaves import leaf_paths
 from fobt._onnx_graph import Constant, Graph, Tensor, Value
 from fobt._onnx_primitives import CONVERTERS
 from fobt._onnx_unpack import DOMAIN
-from fobt._onnx_weights import Weights
 from fobt._params import dequantize, leaves_of_quantized
 from fobt._quantized import Quantized
 

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fobt._onnx_weights import Weights
+from fobt._exported import Weights
+from fobt._onnx_weights import emit
 
 OPSET = 21  # the first one whose DequantizeLinear takes 4-bit tensors and blocks
 
@@ -109,7 +110,7 @@ class Graph:
         if isinstance(value, Weights):
             if id(value) not in self._weights:
                 # The weights are kept so that no other ones get their id.
-                self._weights[id(value)] = value, value.emit(self, base3=self._base3)
+                self._weights[id(value)] = value, emit(value, self, base3=self._base3)
             return self._weights[id(value)][1].name
         array = value.array if isinstance(value, Constant) else np.asarray(value)
         dtype = self.onnx.helper.np_dtype_to_tensor_dtype(array.dtype)

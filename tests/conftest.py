@@ -1,5 +1,6 @@
 """Settings of all tests: 8 virtual CPU devices, an error where ranks are promoted, the same examples in every run."""
 
+import importlib.util
 import os
 
 # Read when the first array is made, so it may be set after `import jax` but not much later.
@@ -29,3 +30,11 @@ def compile_fast():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    """The example of the LiteRT export needs a package that does not exist for every platform."""
+    if importlib.util.find_spec("litert_converter") is None:
+        for item in items:
+            if item.name == "fobt._litert.to_litert":
+                item.add_marker(pytest.mark.skip(reason="needs pip install --no-deps litert-converter"))

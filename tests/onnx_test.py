@@ -306,7 +306,7 @@ def test_an_unknown_primitive_is_named():
 @pytest.mark.usefixtures("x64")
 def test_float64_weights_are_refused():
     quantized = {"kernel": fobt.binary()(jnp.ones((2, 2), jnp.float64))}
-    with pytest.raises(ValueError, match=r"float64 weights, which ONNX cannot dequantize, got 'kernel'"):
+    with pytest.raises(ValueError, match=r"float64 weights, which the runtime cannot dequantize, got 'kernel'"):
         fobt.to_onnx(lambda weights, x: x @ weights["kernel"], quantized, jax.ShapeDtypeStruct((1, 2), jnp.float64))
 
 

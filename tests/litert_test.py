@@ -1,0 +1,211 @@
+"""Export to LiteRT: what its interpreter computes, against JAX, and the stored bytes decoded by hand."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import fobt
+from experiments.models import NETWORKS
+from experiments.steps import split_model
+from fobt._grid import Grid
+
+REASON = "needs the converter: pip install --no-deps litert-converter"
+pytest.importorskip("litert_converter", reason=REASON)
+Interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason=REASON).Interpreter
+TensorType = pytest.importorskip("ai_edge_litert.schema_py_generated").TensorType
+flatbuffer_utils = pytest.importorskip("ai_edge_litert.tools.flatbuffer_utils")
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+GRIDS = {
+    "binary": Grid("binary", 1),
+    **{f"linear {bits}": Grid("linear", bits) for bits in range(2, 9)},
+    **{f"logarithmic {bits}": Grid("logarithmic", bits) for bits in (2, 3, 4)},
+}
+STORED_BITS = {TensorType.INT2: 2, TensorType.INT4: 4, TensorType.INT8: 8}
+PER_TENSOR = fobt.per_tensor()
+
+
+def leaf(shape: tuple[int, ...], grid: Grid, split=PER_TENSOR, scales: int = 1) -> fobt.Quantized:
+    """Random codes and scales, the largest code and negative scales (of folded gains) among them."""
+    rng = np.random.default_rng(len(shape))
+    codes = rng.integers(-grid.max_code, grid.max_code + 1, shape)
+    codes = 2 * rng.integers(0, 2, shape) - 1 if grid.spacing == "binary" else codes
+    kept = {axis % len(shape) for axis in getattr(split, "kept", ())}
+    scale_shape = tuple(size if axis in kept else 1 for axis, size in enumerate(shape)) if kept else ()
+    scale = rng.normal(size=(2, *scale_shape) if scales == 2 else scale_shape)
+    return fobt.Quantized(
+        jnp.asarray(codes, jnp.int8), jnp.asarray(scale, jnp.float32), grid, split, scales, jnp.dtype(jnp.float32)
+    )
+
+
+def run(model: bytes, *inputs: np.ndarray) -> np.ndarray:
+    interpreter = Interpreter(model_content=model)
+    for details, value in zip(interpreter.get_input_details(), inputs, strict=True):
+        interpreter.resize_tensor_input(details["index"], np.shape(value))
+    names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
+    interpreter.allocate_tensors()
+    return interpreter.get_signature_runner()(**dict(zip(names, inputs, strict=True)))["output"]
+
+
+def stored_weights(model: bytes) -> list[np.ndarray]:
+    """The integer tensors of a model, decoded from their bytes, times their scales."""
+    content = flatbuffer_utils.read_model_from_bytearray(bytearray(model))
+    found = []
+    for tensor in content.subgraphs[0].tensors:
+        if (bits := STORED_BITS.get(tensor.type)) is None:
+            continue
+        size = int(np.prod(tensor.shape))
+        numbers = []
+        for byte in bytes(content.buffers[tensor.buffer].data):
+            for begin in range(0, 8, bits):
+                field = byte >> begin & 2**bits - 1
+                numbers.append(field - 2**bits if field >= 2 ** (bits - 1) else field)
+        assert len(numbers) - size < 8 // bits
+        scale = np.array(tensor.quantization.scale)
+        assert np.all(scale > 0)
+        shape = [1] * len(tensor.shape)
+        shape[tensor.quantization.quantizedDimension] = scale.size
+        found.append(np.array(numbers[:size]).reshape(tensor.shape) * scale.reshape(shape))
+    return found
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(7).normal(size=shape).astype(np.float32)
+
+
+def close(got: np.ndarray, expected: jax.Array) -> None:
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(got / scale, np.asarray(expected) / scale, atol=1e-6)
+
+
+SPLITS = {"tensor": PER_TENSOR, "outputs": fobt.per_channel(), "inputs": fobt.per_channel(0)}
+
+
+@pytest.mark.parametrize(
+    ("grid", "split"),
+    [*((grid, "tensor") for grid in GRIDS), *((g, s) for g in ("binary", "linear 4") for s in ("outputs", "inputs"))],
+)
+def test_a_dense_layer(grid: str, split: str):
+    quantized = {"kernel": leaf((10, 7), GRIDS[grid], SPLITS[split]), "bias": jnp.arange(7.0)[None]}
+
+    def function(weights, x):
+        return jax.nn.relu(x @ weights["kernel"] + weights["bias"])
+
+    x = normal(3, 10)
+    model = fobt.to_litert(function, quantized, x)
+    close(run(model, x), function(fobt.dequantize(quantized), x))
+    (stored,) = stored_weights(model)
+    np.testing.assert_allclose(stored, quantized["kernel"].dequantize().T, rtol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 4], ids=["depthwise", "conv"])
+@pytest.mark.parametrize("split", [PER_TENSOR, fobt.per_channel()], ids=["tensor", "channel"])
+@pytest.mark.parametrize("grid", ["binary", "linear 2", "linear 4", "linear 8"])
+def test_a_convolution(grid: str, split, channels: int):
+    quantized = {"kernel": leaf((3, 3, channels, 6), GRIDS[grid], split)}
+
+    def function(weights, x):
+        return jax.lax.conv_general_dilated(
+            x, weights["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    x = normal(2, 8, 8, channels)
+    model = fobt.to_litert(function, quantized, x)
+    close(run(model, x), function(fobt.dequantize(quantized), x))
+    assert sorted(stored_weights(model)[0].ravel()) == pytest.approx(
+        sorted(np.asarray(quantized["kernel"].dequantize()).ravel()), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("network", "grid"),
+    [
+        *((network, "binary") for network in ("digits_cnn", "lenet5", "mlp", "vgg", "resnet18")),
+        *((network, "linear 4") for network in ("lenet5", "mlp")),
+    ],
+)
+def test_networks_with_folded_normalisation(network: str, grid: str):
+    from experiments.folding import fold
+
+    model = NETWORKS[network](nnx.Rngs(0), 1.0 if network in ("digits_cnn", "lenet5") else 1 / 32)
+    shape = {"digits_cnn": (8, 8, 1), "lenet5": (28, 28, 1), "mlp": (28, 28, 1)}.get(network, (32, 32, 3))
+    _, params, batch_stats = split_model(model)
+    quantizer = fobt.binary() if grid == "binary" else fobt.linear(4)
+    folded = fold(model, fobt.quantize(params, None, quantizer), batch_stats)
+    x = normal(1, *shape)
+    content = fobt.to_litert(folded, folded.quantized, x)
+    close(run(content, x), folded(fobt.dequantize(folded.quantized), x))
+    leaves = [leaf for leaf in jax.tree.leaves(folded.quantized, is_leaf=_is_quantized) if _is_quantized(leaf)]
+    assert len(stored_weights(content)) == len(leaves)
+
+
+def _is_quantized(value: object) -> bool:
+    return isinstance(value, fobt.Quantized)
+
+
+def test_a_file_takes_the_bits_it_promises():
+    x = normal(1, 256)
+    sizes = {}
+    for grid in ("binary", "linear 4", "linear 8"):
+        kernel = {"kernel": leaf((256, 512), GRIDS[grid])}
+        sizes[grid] = len(fobt.to_litert(lambda w, x: x @ w["kernel"], kernel, x))
+    for grid, bits in (("binary", 2), ("linear 4", 4), ("linear 8", 8)):
+        assert 0 <= sizes[grid] - bits * 256 * 512 / 8 < 2000
+
+
+def test_a_free_batch_and_two_inputs():
+    quantized = {"kernel": leaf((5, 4), GRIDS["linear 2"])}
+
+    def function(weights, x, y):
+        return x @ weights["kernel"] + y
+
+    batch = jax.export.symbolic_shape("batch, 5")
+    examples = jax.ShapeDtypeStruct(batch, jnp.float32), jax.ShapeDtypeStruct((batch[0], 4), jnp.float32)
+    model = fobt.to_litert(function, quantized, *examples)
+    for size in (1, 3):
+        x, y = normal(size, 5), normal(size, 4)
+        close(run(model, x, y), function(fobt.dequantize(quantized), x, y))
+
+
+def test_equal_leaves_are_both_stored():
+    kernel = leaf((4, 4), GRIDS["binary"])
+    quantized = {"first": kernel, "second": kernel}
+    x = normal(2, 4)
+    model = fobt.to_litert(lambda w, x: jax.nn.relu(x @ w["first"]) @ w["second"], quantized, x)
+    weights = np.asarray(kernel.dequantize())
+    close(run(model, x), np.maximum(x @ weights, 0) @ weights)
+    assert stored_weights(model)
+    assert weights.tobytes() not in model
+    assert weights.T.tobytes() not in model
+
+
+def test_what_litert_cannot_store_is_named():
+    cases = {
+        "it has two scales, allowed is one": leaf((4, 4), GRIDS["linear 2"], scales=2),
+        "it has a scale for each block": fobt.linear(2, granularity=fobt.per_block(2))(jnp.ones((4, 4))),
+        r"it has scales of shape \(4, 4\)": leaf((4, 4), GRIDS["linear 2"], fobt.per_channel((0, 1))),
+        "it is on a logarithmic grid of 5 bits, allowed are 2 to 4": leaf((4, 4), Grid("logarithmic", 5)),
+        "it has dtype bfloat16, allowed is float32": fobt.binary()(jnp.ones((4, 4), jnp.bfloat16)),
+    }
+    for message, kernel in cases.items():
+        with pytest.raises(ValueError, match=f"quantized has the leaf 'kernel', which LiteRT cannot store: {message}"):
+            fobt.to_litert(lambda w, x: x @ w["kernel"], {"kernel": kernel}, normal(1, 4))
+    with pytest.raises(ValueError, match=r"the leaf 'kernel' of shape \(4, 4\), which is no constant of the converted"):
+        fobt.to_litert(lambda w, x: x @ (w["kernel"] + 1), {"kernel": leaf((4, 4), GRIDS["linear 4"])}, normal(1, 4))
+
+
+def test_without_the_packages_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    quantized = {"kernel": leaf((4, 4), GRIDS["binary"])}
+    for module, command in {
+        "litert_converter": "pip install --no-deps litert-converter",
+        "ai_edge_litert.tools": r"pip install 'fobt\[litert\]'",
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            with pytest.raises(ImportError, match=command):
+                fobt.to_litert(lambda w, x: x @ w["kernel"], quantized, normal(1, 4))
