@@ -1,10 +1,14 @@
 """The histogram solver against the optimum found by sorting in float64."""
 
+import jax
+import jax.export
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from grid_cases import SEARCHED_GRIDS, allowed_levels, jitted, objective, weighted_sum
 
 import fobt
+from fobt import _solvers
 
 DISTRIBUTIONS = ["gaussian", "heavy-tailed", "sparse", "bimodal", "constant magnitude", "log-uniform"]
 UP_TO_FIVE_BITS = [grid for grid in SEARCHED_GRIDS if grid != "linear(8)"]
@@ -85,3 +89,21 @@ def test_small_groups_are_within_a_few_percent(grid, granularity):
     groups = zip(weights.T.reshape(-1, size), curvature.T.reshape(-1, size), strict=True)
     slack = 0.03 if grid == "linear(8)" else 0.01
     assert found <= (1 + slack) * sum(best_objective(w, c, grid) for w, c in groups)
+
+
+def test_the_sums_of_tpus_are_those_of_a_scatter():
+    rng = np.random.default_rng(13)
+    index, x = rng.integers(0, 2100, (64, 32)), np.float32(rng.normal(size=(64, 32)))
+    expected = np.zeros(2100)
+    np.add.at(expected, index, np.float64(x))
+    for sums in (_solvers._sums_by_scatter, _solvers._sums_by_comparing):
+        np.testing.assert_allclose(jax.jit(sums, static_argnums=2)(jnp.asarray(index), x, 2100), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("granularity", [fobt.per_tensor(), fobt.per_channel()])
+def test_for_tpus_no_weight_is_scattered(granularity):
+    quantizer = fobt.linear(4, granularity=granularity)
+    weights = jax.ShapeDtypeStruct((256, 64), jnp.float32)
+    for platform, has_scatter in (("tpu", False), ("cpu", True), ("cuda", True)):
+        exported = jax.export.export(jax.jit(quantizer), platforms=[platform])(weights, weights)
+        assert ("stablehlo.scatter" in exported.mlir_module()) == has_scatter
