@@ -67,3 +67,10 @@ def test_the_command_writes_every_file(tmp_path: Path, capsys: pytest.CaptureFix
     assert [record["bytes"] for record in records] == [(tmp_path / "files" / name).stat().st_size for name in names]
     assert all(record["same"] == "500 of 500" for record in records)
     assert (tmp_path / "files" / "demo.md").read_text() in capsys.readouterr().out
+    # Another grid: full precision is not trained again, and gives the same file.
+    more = ["--epochs", "1", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "more")]
+    demo.main([*more, "--grids", "linear4", "--formats", "onnx"])
+    again, linear4 = json.loads((tmp_path / "more" / "demo.json").read_text())["files"]
+    assert again["bytes"] == records[2]["bytes"]
+    assert linear4["label"] == "LAQ, linear 4 bits"
+    assert 1 < linear4["bytes"] / records[3]["bytes"] < 4

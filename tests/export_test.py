@@ -77,12 +77,30 @@ def test_a_packed_file_has_the_predictions_of_jax(run: Path, tmp_path: Path):
     assert report["largest_score_difference"] == 0
 
 
+def test_a_litert_file_has_the_predictions_of_jax(run: Path, tmp_path: Path):
+    pytest.importorskip("litert_converter", reason="needs pip install --no-deps litert-converter")
+    path = tmp_path / "small.tflite"
+    export.main([str(run), "--format", "litert", "--verify", "--output", str(path)])
+    report = json.loads((tmp_path / "small.tflite.json").read_text())
+    assert report["same_predictions"] == report["test_images"] == 64
+    assert report["largest_score_difference"] < 1e-4
+    assert report["bytes"] == path.stat().st_size < 10_000
+
+
 def test_mistakes_give_one_line_and_code_2(job: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     for name in ("config.json", "result.json"):
         (unfinished / name).write_text((run / name).read_text())
+    older = tmp_path / "older"
+    older.mkdir()
+    settings = json.loads((run / "config.json").read_text())
+    del settings["config"]["b1"]
+    (older / "config.json").write_text(json.dumps(settings))
+    (older / "result.json").write_text((run / "result.json").read_text())
     cases = {
+        (str(older),): "older was made by an older version: its config.json lacks b1",
+        (str(run), "--format", "litert", "--base3"): "--base3 must be left out for litert, which stores two bits",
         (str(tmp_path / "nowhere"),): r"nowhere is no folder of a finished run: it has no config.json",
         (str(job),): "is no folder of a finished run",
         (str(unfinished),): "has no checkpoints; they are not kept under version control, so train again",
