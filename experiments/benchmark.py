@@ -35,6 +35,11 @@ COLUMNS: Columns = {
     "target": ("target", "≤ {:g}".format),
     "unit": ("in units of", str),
 }
+STEP_COLUMNS: Columns = {"what": COLUMNS["what"], "ratio": ("time", "{:.2f}".format)} | {
+    "target": COLUMNS["target"],
+    "traffic": ("bytes read and written", "{:.2f}".format),
+    "unit": COLUMNS["unit"],
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,7 @@ def main(arguments: list[str]) -> None:
                 plot_scaling(records, config.output / "scaling.png")
         else:
             measured["rows"] = measure(part, config.rounds)
-        table = markdown(COLUMNS, measured["rows"])
+        table = markdown(STEP_COLUMNS if part == "steps" else COLUMNS, measured["rows"])
         Console().print(table, highlight=False, soft_wrap=True)
         if config.output is not None:
             content = json.dumps(measured, indent=2) + "\n"

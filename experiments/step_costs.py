@@ -118,6 +118,9 @@ def step_ratios(network: Timed, rounds: int) -> list[dict[str, Any]]:
             key: 1.1 if key.startswith("one gradient") else 2.0 for key in group if not key.startswith("loss-aware")
         }
         rows += ratios(network.title, group, f"loss-aware, {name}", targets)
+    for row in rows:
+        name, unit = row["what"].removeprefix(network.title), row["unit"]
+        row["traffic"] = programs[name].traffic / programs[unit].traffic
     return rows
 
 

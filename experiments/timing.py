@@ -30,6 +30,13 @@ class Program:
         assert plan is not None
         return plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
 
+    @property
+    def traffic(self) -> float:
+        """Bytes that its operations read and write, as the compiler counts them."""
+        cost = self._function.cost_analysis()
+        assert cost is not None
+        return cost["bytes accessed"]
+
     def seconds(self) -> float:
         """Runs once and returns the time that it took."""
         start = time.perf_counter()
