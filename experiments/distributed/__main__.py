@@ -7,6 +7,7 @@ their last checkpoint, and finished ones are kept.
 """
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,9 @@ from rich.console import Console
 from experiments.cli import fail
 from experiments.config import MethodName, TrainConfig
 from experiments.configs import JOBS
-from experiments.data import DATASETS, Dataset, MissingDataError
+from experiments.data import Dataset, MissingDataError
 from experiments.distributed.comparison import COLUMNS, compare
+from experiments.distributed.placement import load_dataset
 from experiments.distributed.training import Params, Training
 from experiments.distributed.workers import WorkerDiedError, run
 from experiments.rows import expand
@@ -96,9 +98,7 @@ class DistributedConfig:
         """All trainings with a number of processes."""
         config = self.training_config()
         trainings = [
-            Training(
-                config=config, row=row, processes=processes, params=params, checkpoint_steps=self.checkpoint_steps
-            )
+            Training(config=config, row=row, processes=processes, params=params, checkpoint_steps=self.checkpoint_steps)
             for params in (self.params if processes > 1 else ("replicated",))
             for row in expand(config)
         ]
@@ -114,16 +114,18 @@ def main(arguments: Sequence[str]) -> None:
     try:
         config = tyro.cli(DistributedConfig, args=arguments, prog=PROGRAM)
         dataset = load(config)
-        trainings = {count: config.trainings(count) for count in (*config.processes, 1)}
-        for count, some in trainings.items():
-            train_all(some, count, config.output, console)
-    except (MissingDataError, WorkerDiedError) as error:
+        trainings = [config.trainings(count) for count in (1, *config.processes)]
+        for some in trainings:
+            train_all(some, config.output, console)
+    except WorkerDiedError as error:
+        fail(f"{error}; the same command goes on from the last checkpoint", code=1, program=PROGRAM)
+    except MissingDataError as error:
         fail(str(error), code=1, program=PROGRAM)
     except (OSError, ValueError) as error:
         fail(str(error), code=2, program=PROGRAM)
     except KeyboardInterrupt:
-        fail("interrupted; the same command goes on", code=130, program=PROGRAM)
-    write(config, compare([*trainings.pop(1), *sum(trainings.values(), [])], dataset), console)
+        fail("interrupted; the same command goes on from the last checkpoint", code=130, program=PROGRAM)
+    write(config, compare(list(itertools.chain(*trainings)), dataset), console)
 
 
 def load(config: DistributedConfig) -> Dataset:
@@ -134,8 +136,7 @@ def load(config: DistributedConfig) -> Dataset:
         ValueError: An option is out of range; the message is one line.
     """
     settings = config.training_config()
-    dataset = DATASETS[settings.dataset]()
-    dataset = dataset if config.limit is None else dataset.first(config.limit)
+    dataset = load_dataset(settings)
     steps_per_epoch = len(dataset.train) // settings.batch_size
     allowed = f"at most {len(dataset.train)}, the training images"
     _require(steps_per_epoch > 0, "batch-size", allowed, settings.batch_size)
@@ -146,7 +147,7 @@ def load(config: DistributedConfig) -> Dataset:
     return dataset
 
 
-def train_all(trainings: Sequence[Training], processes: int, folder: Path, console: Console) -> None:
+def train_all(trainings: Sequence[Training], folder: Path, console: Console) -> None:
     """Does what is left of some trainings with the same number of processes.
 
     Raises:
@@ -156,13 +157,13 @@ def train_all(trainings: Sequence[Training], processes: int, folder: Path, conso
     if not todo:
         return
     try:
-        run(todo, processes, folder)
+        run(todo, folder)
     except WorkerDiedError as error:
         todo = unfinished(todo)
         if todo[0].killed_after is None:
             raise
         console.print(f"{error}; they start again", highlight=False, soft_wrap=True)
-        run(todo, processes, folder)
+        run(todo, folder)
 
 
 def unfinished(trainings: Sequence[Training]) -> list[Training]:

@@ -9,7 +9,8 @@ import numpy as np
 
 from experiments.data import Dataset
 from experiments.distributed.placement import make_mesh
-from experiments.distributed.training import Programs, Training
+from experiments.distributed.programs import Programs
+from experiments.distributed.training import Training
 from experiments.steps import TrainState
 from experiments.tables import Columns
 
@@ -19,7 +20,7 @@ COLUMNS: Columns = {
     "params": ("params", str),
     "state_bytes_of_a_process": ("state of a process, bytes", "{:,}".format),
     "killed_after": ("killed after step", str),
-    "resumed_after": ("went on after step", str),
+    "resumed_after": ("went on after step", lambda value: str(value or "")),
     "equal_to_uninterrupted": ("equal to uninterrupted", lambda value: "to the bit" if value else "no"),
     "train_loss": ("train loss", "{:.5f}".format),
     "test_accuracy": ("test accuracy %", lambda value: f"{100 * value:.2f}"),
@@ -47,7 +48,10 @@ def compare(trainings: Sequence[Training], dataset: Dataset) -> list[dict[str, A
     Every training is compared with that of the same method in one process, and one that was killed also with the one
     that was not.
     """
-    ends = [read_last(training, dataset) for training in trainings]
+    mesh = make_mesh(jax.devices()[:1])
+    config, rows = trainings[0].config, {training.row for training in trainings}
+    programs = {row: Programs(config, row, dataset, mesh, sharded=False) for row in rows}
+    ends = [read_last(training, programs[training.row]) for training in trainings]
     records = []
     for training, end in zip(trainings, ends, strict=True):
         record = training.folder().read_result()
@@ -64,16 +68,14 @@ def compare(trainings: Sequence[Training], dataset: Dataset) -> list[dict[str, A
     return records
 
 
-def read_last(training: Training, dataset: Dataset) -> Last:
-    """What a training ended with, on one device."""
-    programs = Programs(training, dataset, make_mesh(jax.devices()[:1]))
+def read_last(training: Training, programs: Programs) -> Last:
+    """What a training ended with, read on one device."""
     checkpoints = training.checkpoints()
-    restored = checkpoints.restore((programs.init_state(), programs.totals()))
+    restored = checkpoints.restore(programs.example)
     checkpoints.close()
     assert restored is not None
-    state = restored[1][0]
-    codes = jax.jit(programs.method.codes)(state.params, state.optimizer, jax.random.key(0))
-    return Last(jax.device_get(state), jax.device_get(codes))
+    state, _ = restored[1]
+    return Last(jax.device_get(state), jax.device_get(programs.codes(state)))
 
 
 def index_of(trainings: Sequence[Training], **settings: Any) -> int:

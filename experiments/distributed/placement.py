@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.data import Arrays, Batch, Dataset
+from experiments.config import TrainConfig
+from experiments.data import DATASETS, Arrays, Batch, Dataset
 
 AXIS = "data"
 
@@ -70,9 +71,24 @@ class ShardedArrays:
 
         def place(array: Any) -> jax.Array:
             shape = (len(indices), *array.shape[1:])
-            return jax.make_array_from_callback(shape, sharding, lambda rows: array[indices[rows[0]]])
+
+            def read(place: tuple[slice, ...] | None) -> np.ndarray:
+                assert place is not None
+                return array[indices[place[0]]]
+
+            return jax.make_array_from_callback(shape, sharding, read)
 
         return Batch(place(self.arrays.images), place(self.arrays.labels))
+
+
+def load_dataset(config: TrainConfig) -> Dataset:
+    """The data of a job.
+
+    Raises:
+        MissingDataError: It is not on this machine.
+    """
+    dataset = DATASETS[config.dataset]()
+    return dataset if config.limit is None else dataset.first(config.limit)
 
 
 def shard_batches(dataset: Dataset, mesh: Mesh) -> Dataset:

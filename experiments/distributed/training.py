@@ -1,30 +1,22 @@
-"""One training, the same program in every process: each step is one computation over the devices of all of them."""
+"""A training over several processes: which one, and its loop, which every process runs."""
 
 import dataclasses
-import functools
 import os
 import signal
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 
 from experiments.checkpoints import Checkpoints, Position
 from experiments.config import TrainConfig
 from experiments.data import Dataset
-from experiments.distributed.placement import make_mesh, shard_batches, shardings
-from experiments.losses import LOSSES
-from experiments.methods import Method, build
-from experiments.models import NETWORKS
+from experiments.distributed.programs import Programs
 from experiments.progress import ProgressDisplay
 from experiments.rows import Row
 from experiments.run import DISPLAY_PERIOD, TRAIN_LOSS_EXAMPLES
 from experiments.run_folder import JobFolder, RunFolder
-from experiments.steps import Evaluator, Step, TrainState, initial_state, split_model, train_step
+from experiments.steps import TrainState
 
 Params = Literal["replicated", "sharded"]
 
@@ -74,76 +66,20 @@ class Training:
         return Checkpoints(self.folder().path / "checkpoints", period=0)
 
 
-class Programs:
-    """What a training runs on the devices.
-
-    Args:
-        training: The training.
-        dataset: Its data.
-        mesh: The devices.
-
-    Attributes:
-        method: How it trains.
-        steps: For plain (False) and two-stage steps (True): from state, totals and minibatch to state and totals.
-        evaluated: From params and optimizer state to the weights that are evaluated, all of them on every device.
-        evaluator: Evaluates such weights.
-    """
-
-    def __init__(self, training: Training, dataset: Dataset, mesh: Mesh):
-        config = training.config
-        steps_per_epoch = len(dataset.train) // config.batch_size
-        schedule = config.schedules[config.schedule]
-        learning_rate = schedule.in_steps(config.initial_learning_rate(), config.epochs, steps_per_epoch)
-        bounds, steps = config.weight_bounds, config.epochs * steps_per_epoch
-        self.method: Method = build(training.row, learning_rate, bounds, config.b1, config.b2, steps=steps)
-        make_model, loss = NETWORKS[config.network], LOSSES[config.loss]
-        self._model = make_model(nnx.Rngs(training.seed), config.width)
-        graph, *arrays = split_model(self._model)
-
-        init = functools.partial(initial_state, self.method)
-        self._arguments = *jax.device_get(arrays), np.uint32(training.seed)
-        example = jax.eval_shape(init, *self._arguments)
-        state_shardings = shardings(example, mesh, sharded=training.params == "sharded")
-        replicated = shardings(jax.eval_shape(lambda: jnp.zeros(2)), mesh, sharded=False)
-        self._init = jax.jit(init, out_shardings=state_shardings)
-        self.totals = jax.jit(lambda: jnp.zeros(2), out_shardings=replicated)
-        self.steps: dict[bool, Step] = {
-            kind: jax.jit(
-                functools.partial(train_step, graph, loss, dataset, self.method, kind),
-                out_shardings=(state_shardings, replicated),
-                donate_argnums=(0, 1),
-            )
-            for kind in (False, True)
-        }
-        self.evaluated = jax.jit(
-            lambda state: (self.method.evaluated(state.params, state.optimizer), state.batch_stats),
-            out_shardings=replicated,
-        )
-        self.evaluator = Evaluator(self._model, loss, dataset.prepare)
-
-    def init_state(self) -> TrainState:
-        """The state before the first step."""
-        return self._init(*self._arguments)
-
-
-def train(training: Training, dataset: Dataset, progress: ProgressDisplay) -> None:
+def train(training: Training, programs: Programs, dataset: Dataset, progress: ProgressDisplay) -> None:
     """Trains from the last checkpoint, or from the initial weights; all processes call this with the same arguments.
 
     Args:
         training: What to train; its folder gets a line per epoch, checkpoints, and the result.
-        dataset: Its data.
+        programs: What runs on the devices.
+        dataset: The data, with batches that are sharded.
         progress: Shows where it is.
     """
     config, row, seed = training.config, training.row, training.seed
-    mesh = make_mesh(jax.devices())
-    dataset = shard_batches(dataset, mesh)
-    programs = Programs(training, dataset, mesh)
     steps_per_epoch = len(dataset.train) // config.batch_size
     writer = training.folder() if jax.process_index() == 0 else None
-
     checkpoints = training.checkpoints()
-    start = programs.init_state(), programs.totals()
-    position, (state, totals) = checkpoints.restore(start) or (Position(), start)
+    position, (state, totals) = checkpoints.restore(programs.example) or (Position(), programs.init())
     resumed_after = (position.epoch - 1) * steps_per_epoch + position.number
     if writer:
         writer.keep_metrics_before(position.epoch)
@@ -164,6 +100,7 @@ def train(training: Training, dataset: Dataset, progress: ProgressDisplay) -> No
                 progress.advance(number - shown, float(totals[0]) / number)
                 shown = number
             if number % training.checkpoint_steps == 0 and number < steps_per_epoch:
+                # Of steps, not of seconds, so that all processes write the same one.
                 checkpoints.save(before + number, dataclasses.replace(position, number=number), (state, totals))
         metrics = {
             "epoch": position.epoch,
@@ -194,7 +131,7 @@ def train(training: Training, dataset: Dataset, progress: ProgressDisplay) -> No
 def evaluate(programs: Programs, state: TrainState, dataset: Dataset, *parts: str) -> dict[str, Any]:
     """Loss and accuracy at the quantized weights over parts of the data set."""
     weights, batch_stats = programs.evaluated(state)
-    measures = {}
+    measures: dict[str, Any] = {}
     for part in parts:
         examples = getattr(dataset, part)
         examples = examples.first(TRAIN_LOSS_EXAMPLES) if part == "train" else examples

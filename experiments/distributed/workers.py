@@ -1,6 +1,7 @@
 """The processes: started together, connected by `jax.distributed`, and ended together."""
 
 import contextlib
+import functools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -16,7 +17,8 @@ from typing import IO
 import jax
 from rich.console import Console
 
-from experiments.data import DATASETS
+from experiments.distributed.placement import load_dataset, make_mesh, shard_batches
+from experiments.distributed.programs import Programs
 from experiments.distributed.training import Training, train
 from experiments.progress import ProgressDisplay
 
@@ -37,7 +39,7 @@ class Task:
         processes: How many there are.
         port: Where the first one is to be found.
         log: The file for what libraries print.
-        trainings: The trainings, in this order.
+        trainings: The trainings, in this order; all of the same job.
     """
 
     process: int
@@ -47,18 +49,17 @@ class Task:
     trainings: Sequence[Training]
 
 
-def run(trainings: Sequence[Training], processes: int, folder: Path) -> None:
+def run(trainings: Sequence[Training], folder: Path) -> None:
     """Trains with several processes on this machine.
 
     Args:
-        trainings: What to train, with this number of processes.
-        processes: How many.
+        trainings: What to train, all of the same job and with the same number of processes.
         folder: Gets their logs.
 
     Raises:
         WorkerDiedError: One of them ended early; so did then all others.
     """
-    port = free_port()
+    port, processes = free_port(), trainings[0].processes
     tasks = [
         Task(number, processes, port, folder / f"process-{number}-of-{processes}.log", trainings)
         for number in range(processes)
@@ -104,14 +105,16 @@ def work(task: Task) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with _redirected(task.log) as stdout:
         _connect(task)
-        dataset = DATASETS[task.trainings[0].config.dataset]()
-        limit = task.trainings[0].config.limit
-        dataset = dataset if limit is None else dataset.first(limit)
+        config, mesh = task.trainings[0].config, make_mesh(jax.devices())
+        dataset = shard_batches(load_dataset(config), mesh)
         console = Console(file=stdout, width=None if stdout.isatty() else 120, quiet=task.process > 0)
+        make_programs = functools.cache(
+            lambda row, params: Programs(config, row, dataset, mesh, sharded=params == "sharded")
+        )
         for training in task.trainings:
-            steps_per_epoch = len(dataset.train) // training.config.batch_size
-            with ProgressDisplay(console, 1, training.config.epochs, steps_per_epoch) as progress:
-                train(training, dataset, progress)
+            programs = make_programs(training.row, training.params)
+            with ProgressDisplay(console, 1, config.epochs, len(dataset.train) // config.batch_size) as progress:
+                train(training, programs, dataset, progress)
         jax.distributed.shutdown()
 
 
