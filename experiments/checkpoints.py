@@ -3,12 +3,14 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 
 from experiments.steps import TrainState
+
+Tree = TypeVar("Tree")
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ class Checkpoints:
         self._period = period
         self._last = time.monotonic()
 
-    def restore(self, like: RunArrays) -> tuple[Position, RunArrays] | None:
-        """The last checkpoint, or None; `like` gives the structure of the arrays."""
+    def restore(self, like: Tree) -> tuple[Position, Tree] | None:
+        """The last checkpoint, or None; `like` is a tree of arrays with its structure, shapes and shardings."""
         step = self._manager.latest_step()
         if step is None:
             return None
@@ -83,8 +85,11 @@ class Checkpoints:
         """Whether the time between two checkpoints has passed."""
         return time.monotonic() - self._last >= self._period
 
-    def save(self, step: int, position: Position, arrays: RunArrays) -> None:
-        """Writes a checkpoint; it replaces the one before only when it is complete."""
+    def save(self, step: int, position: Position, arrays: Any) -> None:
+        """Writes a checkpoint, a tree of arrays; it replaces the one before only when it is complete.
+
+        Where arrays are sharded over several processes, every one of them calls this and writes its part.
+        """
         if self._manager.latest_step() != step:
             self._manager.save(
                 step,

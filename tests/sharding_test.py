@@ -1,7 +1,6 @@
 """Params sharded over 8 devices: one step gives the result of one device, and the projection never moves a tensor."""
 
 import math
-import re
 
 import chex
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from collectives import largest_collective
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -94,20 +94,6 @@ def test_vmap_over_seeds(mesh, name, spec):
 
 
 # --- What travels --------------------------------------------------------------------------------------------------
-
-COLLECTIVE = re.compile(
-    r"= (?P<result>.*?) (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
-    r"|ragged-all-to-all)(?:-start)?\((?P<operands>.*?)\)"
-)
-
-
-def largest_collective(compiled):
-    """The number of elements of the largest array that a collective of a compiled program takes or returns."""
-    sizes = [0]
-    for match in COLLECTIVE.finditer(compiled.as_text()):
-        for shape in re.findall(r"\w+\[([\d,]*)\]", match["result"] + match["operands"]):
-            sizes.append(math.prod(map(int, filter(None, shape.split(",")))))
-    return max(sizes)
 
 
 def test_largest_collective_finds_a_gathered_tensor(mesh):

@@ -77,10 +77,14 @@ class Arrays(Batch):
 
     def shuffled_batches(self, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The minibatches of an epoch from number `start` on, in an order drawn from seed and epoch."""
+        for indices in self.shuffled_indices(batch_size, seed, epoch, start):
+            yield Batch(self.images[indices], self.labels[indices])
+
+    def shuffled_indices(self, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
+        """Which examples `shuffled_batches` has."""
         order = np.random.default_rng((seed, epoch)).permutation(len(self))
         for number in range(start, len(self) // batch_size):
-            indices = order[number * batch_size : (number + 1) * batch_size]
-            yield Batch(self.images[indices], self.labels[indices])
+            yield order[number * batch_size : (number + 1) * batch_size]
 
 
 def centre(images: ArrayLike) -> jax.Array:
