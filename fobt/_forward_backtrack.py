@@ -73,7 +73,7 @@ def forward_backtrack(
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: ε ≥ 0, added to the root of the second moment.
-      mu_dtype: dtype in which the first moment is stored, as for `fobt.adam_preconditioner`; None is that of the params.
+      mu_dtype: dtype in which the first moment is stored, as in `fobt.adam_preconditioner`; None is that of params.
       weight_bounds: (low, high) to which the latents of quantized leaves are clipped, w* and w; the code of LAQ has
         (-1, 1).
       grad_transform: a stateless transformation applied to both gradients, such as `optax.clip_by_global_norm(1.0)`.
