@@ -55,6 +55,7 @@ SHARED = (
     "batch_size",
     "b1",
     "b2",
+    "mu_dtype",
     "weight_bounds",
     "limit",
     "reestimate_batch_stats",
@@ -127,6 +128,8 @@ class TrainConfig:
     """Decay rate of the first moment of Adam; 0 is no momentum."""
     b2: float = 0.999
     """Decay rate of the second moment of Adam."""
+    mu_dtype: Literal["bfloat16"] | None = None
+    """Dtype in which the first moment of Adam is stored, by default that of the parameters, float32."""
     limit: int | None = None
     """Use only so many images of each part of the data set."""
     reestimate_batch_stats: int = 0

@@ -104,6 +104,7 @@ def build(
     b1: float = 0.9,
     b2: float = 0.999,
     *,
+    mu_dtype: str | None = None,
     steps: int | None = None,
 ) -> Method:
     """The method of a row.
@@ -122,9 +123,11 @@ def build(
         weight_bounds: Bounds of the full-precision copies; dorefa and lsq, whose definitions have none, go without.
         b1: Decay rate of the first moment.
         b2: Decay rate of the second moment.
+        mu_dtype: In which the first moment is stored; None is that of the parameters.
         steps: Minibatches of the whole training, for laq_freezing and laq_dampening.
     """
-    adam = optax.adam(learning_rate, b1, b2)
+    moments: dict[str, Any] = {"b1": b1, "b2": b2, "mu_dtype": mu_dtype}
+    adam = optax.adam(learning_rate, **moments)
     if row.method == "full_precision":
         return Method(optax.with_extra_args_support(adam), fobt.identity())
     if row.method == "dorefa":
@@ -133,7 +136,7 @@ def build(
     if row.method == "lsq":
         assert row.bits is not None
         return _on_model_side(
-            _learned_step_size_optimizer(learning_rate, b1, b2), straight_through.LearnedStepSize(row.bits)
+            _learned_step_size_optimizer(learning_rate, moments), straight_through.LearnedStepSize(row.bits)
         )
     if row.method in MODEL_SIDE:
         # Any quantizer serves to say that all weight tensors are bounded.
@@ -160,7 +163,7 @@ def build(
         weight = after_a_quarter(steps, 0.0, 0.0, row.dampening)
         return Method(remedies.dampened(optax.chain(adam, bounds), quantizer, weight), quantizer)
     if row.method == "nadam":
-        nadam = optax.nadam(learning_rate, b1, b2)
+        nadam = optax.nadam(learning_rate, **moments)
         return Method(optax.with_extra_args_support(optax.chain(nadam, bounds)), quantizer)
     if row.method == "nesterov":
         nesterov = optax.chain(adam, bounds)
@@ -169,10 +172,10 @@ def build(
         assert row.rho is not None
         return Method(controls.sharpness_aware(optax.chain(adam, bounds), quantizer, row.rho), quantizer)
     if row.method == "two_steps":
-        adam = optax.adam(lambda count: learning_rate(count // 2), b1, b2)
+        adam = optax.adam(lambda count: learning_rate(count // 2), **moments)
         return Method(controls.two_steps(optax.chain(adam, bounds), quantizer), quantizer)
     assert row.a is not None
-    optimizer = fobt.forward_backtrack(learning_rate, quantizer, a=row.a, b1=b1, b2=b2, weight_bounds=weight_bounds)
+    optimizer = fobt.forward_backtrack(learning_rate, quantizer, a=row.a, weight_bounds=weight_bounds, **moments)
     if row.method == "optimistic":
         optimistic = fobt.optimistic(optimizer)
         # Every step is one with a trial gradient: a plain transformation is not told which steps are two-stage.
@@ -192,7 +195,9 @@ def _on_model_side(optimizer: optax.GradientTransformation, model_side: ModelSid
     return Method(optax.with_extra_args_support(optimizer), fobt.identity(), model_side=model_side)
 
 
-def _learned_step_size_optimizer(learning_rate: optax.Schedule, b1: float, b2: float) -> optax.GradientTransformation:
+def _learned_step_size_optimizer(
+    learning_rate: optax.Schedule, moments: dict[str, Any]
+) -> optax.GradientTransformation:
     """Adam, with a hundredth of the learning rate for step sizes.
 
     Adam moves every number by about the learning rate in a step, and a step size is about a hundredth of the range of
@@ -200,8 +205,8 @@ def _learned_step_size_optimizer(learning_rate: optax.Schedule, b1: float, b2: f
     """
     return optax.partition(
         {
-            "weights": optax.adam(learning_rate, b1, b2),
-            "step_sizes": optax.adam(lambda count: 0.01 * learning_rate(count), b1, b2),
+            "weights": optax.adam(learning_rate, **moments),
+            "step_sizes": optax.adam(lambda count: 0.01 * learning_rate(count), **moments),
         },
         {"network": "weights", "step_sizes": "step_sizes"},
     )

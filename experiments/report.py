@@ -90,9 +90,11 @@ def describe(job: Job) -> str:
     limit = "" if s["limit"] is None else f", {s['limit']} images"
     statistics = s["reestimate_batch_stats"]
     reestimated = f", batch statistics of {statistics} fresh batches" if statistics else ""
+    mu_dtype = s.get("mu_dtype")  # jobs of older versions have none
+    moment = f", first moment in {mu_dtype}" if mu_dtype else ""
     return (
         f"{job.name}: {s['network']}{width} on {s['data_name']}{limit}, {s['epochs']} epochs, batch size "
-        f"{s['batch_size']}, {s['schedule']} schedule from {s['learning_rate']:g}{reestimated}"
+        f"{s['batch_size']}, {s['schedule']} schedule from {s['learning_rate']:g}{moment}{reestimated}"
     )
 
 

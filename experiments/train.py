@@ -90,7 +90,15 @@ def train_all(config: TrainConfig, dataset: Dataset, folder: JobFolder, console:
             shrink = row.epochs(config.epochs) / config.epochs
             steps = row.epochs(config.epochs) * steps_per_epoch
             learning_rate = schedule.in_steps(config.initial_learning_rate(), config.epochs, steps_per_epoch * shrink)
-            method = build(row, learning_rate, config.weight_bounds, config.b1, config.b2, steps=steps)
+            method = build(
+                row,
+                learning_rate,
+                config.weight_bounds,
+                config.b1,
+                config.b2,
+                mu_dtype=config.mu_dtype,
+                steps=steps,
+            )
             two_stage = {row.gradient_evaluations(step // steps_per_epoch + 1, step + 1) == 2 for step in range(steps)}
             batch = next(dataset.train.shuffled_batches(config.batch_size, 0, 1))
             programs = Programs(example, loss, dataset, method, two_stage, batch)

@@ -64,7 +64,15 @@ def read_trained(folder: Path) -> Trained:
     quantizer = quantizer_of(row)
     model = NETWORKS[config.network](nnx.Rngs(0), config.width)
     # Neither the schedule nor the number of steps changes the structure of the state.
-    method = build(row, lambda count: jnp.float32(0), config.weight_bounds, config.b1, config.b2, steps=1)
+    method = build(
+        row,
+        lambda count: jnp.float32(0),
+        config.weight_bounds,
+        config.b1,
+        config.b2,
+        mu_dtype=config.mu_dtype,
+        steps=1,
+    )
     _, params, batch_stats = split_model(model)
     state = initial_state(method, params, batch_stats, jnp.uint32(0))
     if not (folder / "checkpoints").is_dir():

@@ -23,6 +23,16 @@ def check_number(name: str, value: Any, allowed: str, is_allowed: Callable[[floa
         raise ValueError(f"{name} must be {allowed}, got {value!r}.") from None
 
 
+def check_floating(name: str, dtype: Any) -> None:
+    """Raises a ValueError unless `dtype` is None or a floating dtype."""
+    try:
+        floating = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise ValueError(f"{name} must be a floating dtype or None, got {dtype!r}.")
+
+
 def check_no_holes(params: optax.Params) -> None:
     """Raises a ValueError where `optax.masked` or `optax.partition` has cut leaves out of params."""
     if any(isinstance(leaf, optax.MaskedNode) for leaf in jax.tree.leaves(params, is_leaf=_is_hole)):

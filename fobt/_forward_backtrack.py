@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 
 from fobt._bounds import check_bounds, clip_updates
 from fobt._checks import check_no_holes, check_number, check_same_leaves, check_state
@@ -42,6 +43,7 @@ def forward_backtrack(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
+    mu_dtype: DTypeLike | None = None,
     weight_bounds: Sequence[float] | None = None,
     grad_transform: optax.GradientTransformation | None = None,
     preconditioner: Preconditioner | None = None,
@@ -71,11 +73,13 @@ def forward_backtrack(
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: ε ≥ 0, added to the root of the second moment.
+      mu_dtype: dtype in which the first moment is stored, as in `fobt.adam_preconditioner`; None is that of params.
       weight_bounds: (low, high) to which the latents of quantized leaves are clipped, w* and w; the code of LAQ has
         (-1, 1).
       grad_transform: a stateless transformation applied to both gradients, such as `optax.clip_by_global_norm(1.0)`.
         In a chain before this transformation it would change the first one only.
-      preconditioner: what turns gradients into direction and curvature, instead of Adam with `b1`, `b2` and `eps`.
+      preconditioner: what turns gradients into direction and curvature, instead of Adam with `b1`, `b2`, `eps` and
+        `mu_dtype`.
 
     Returns:
       A transformation whose state is that of `optax.scale_by_adam`: `count`, `mu`, `nu`. As it evaluates `grad_fn` on
@@ -116,7 +120,7 @@ def forward_backtrack(
     if weight_bounds is not None:
         check_bounds(weight_bounds)
     if preconditioner is None:
-        preconditioner = adam_preconditioner(b1, b2, eps)
+        preconditioner = adam_preconditioner(b1, b2, eps, mu_dtype=mu_dtype)
     never = not isinstance(a, jax.core.Tracer) and a == 1
 
     def init(params: optax.Params) -> Any:

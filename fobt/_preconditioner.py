@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
-from fobt._checks import check_number
+from fobt._checks import check_floating, check_number
 
 
 class PreconditionerInit(Protocol):
@@ -57,13 +58,18 @@ class Preconditioner(NamedTuple):
     with_curvature: WithCurvature
 
 
-def adam_preconditioner(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Preconditioner:
+def adam_preconditioner(
+    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, *, mu_dtype: DTypeLike | None = None
+) -> Preconditioner:
     r"""Adam's bias-corrected moments: direction m̂ and curvature ε + √v̂, with the state of `optax.scale_by_adam`.
 
     Args:
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: ε ≥ 0.
+      mu_dtype: dtype in which the first moment is stored, as for `optax.adam`; None is that of the params. With
+        bfloat16 the state has 6 bytes per float32 parameter instead of 8. The second moment keeps the dtype of the
+        params: with b2 = 0.999 its steps are lost in the rounding of bfloat16.
 
     Returns:
       The preconditioner.
@@ -83,8 +89,9 @@ def adam_preconditioner(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -
     check_number("b1", b1, "in [0, 1)", lambda value: 0 <= value < 1)
     check_number("b2", b2, "in [0, 1)", lambda value: 0 <= value < 1)
     check_number("eps", eps, "at least 0 and finite", lambda value: 0 <= value < math.inf)
+    check_floating("mu_dtype", mu_dtype)
 
-    adam = optax.scale_by_adam(b1, b2, eps)
+    adam = optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
 
     def update(grads: optax.Updates, state: Any) -> tuple[optax.Updates, optax.Updates, Any]:
         count = optax.safe_increment(state.count)

@@ -97,7 +97,8 @@ class Quantizer:
         axes = split.axes(weights.ndim)
         w = split.group(weights.astype(dtype))
         members = jnp.asarray(split.members(weights.shape), dtype)
-        c = jnp.broadcast_to(members, w.shape) if curvature is None else grouped("curvature", curvature)
+        # With explicit mesh axes the factor, which costs nothing, spreads the curvature as the weights are.
+        c = (members if curvature is None else grouped("curvature", curvature)) * jnp.ones_like(w)
         previous = None if codes is None else jnp.abs(grouped("codes", codes))
         # Maxima of the weights as they are, not of expressions of them, are the ones that XLA takes fastest on CPU.
         highest = jnp.max(w, axes, keepdims=True, initial=0)

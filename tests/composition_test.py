@@ -251,29 +251,40 @@ def test_multi_steps_takes_the_trial_gradient_on_the_last_micro_batch():
     assert set(calls) == {0, 1, 2}
 
 
-def test_accumulation_inside_grad_fn_equals_the_large_batch():
+@pytest.mark.parametrize(
+    ("quantizer", "two_stage"),
+    [(QUANTIZER, True), (fobt.ternary(), True), (fobt.linear(3), True), (fobt.linear(3), False)],
+    ids=["binary", "ternary", "linear3", "linear3, plain"],
+)
+def test_accumulation_inside_grad_fn_equals_the_large_batch(quantizer, two_stage):
     """The recommended way to accumulate: both gradients are means over micro-batches."""
-    grad = optax.microbatching.microbatch(
-        jax.grad(loss_fn),
-        argnums=(1, 2),
-        microbatch_size=4,
-        accumulator=optax.microbatching.AccumulationType.MEAN,
+    grad = jax.grad(loss_fn)
+    accumulated = optax.microbatching.microbatch(
+        grad, argnums=(1, 2), microbatch_size=4, accumulator=optax.microbatching.AccumulationType.MEAN
     )
-    tx, params = method(), make_params()
+    tx = fobt.forward_backtrack(LEARNING_RATE, quantizer)
+
+    def make_step(grad):
+        @jax.jit
+        def step(params, state, x, y):
+            trials = []
+
+            def grad_fn(weights):
+                trials.append(grad(weights, x, y))
+                return trials[-1]
+
+            grads = grad(fobt.quantized_params(params, state, quantizer), x, y)
+            updates, state = tx.update(grads, state, params, grad_fn=grad_fn, two_stage=two_stage)
+            return optax.apply_updates(params, updates), state, grads, trials
+
+        return step
+
+    whole, parts = make_step(grad), make_step(accumulated)
+    params = expected_params = make_params()
     state = expected_state = tx.init(params)
-    expected = params
-
-    @jax.jit
-    def step(params, state, x, y):
-        grad_fn = lambda weights: grad(weights, x, y)  # noqa: E731
-        grads = grad_fn(fobt.quantized_params(params, state, QUANTIZER))
-        updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
-        return optax.apply_updates(params, updates), state
-
     for i in range(3):
         batch = make_batch(i, size=16)
-        params, state = step(params, state, *batch)
-        _, grads, grad_fn = value_and_grad(expected, expected_state, *batch)
-        updates, expected_state = tx.update(grads, expected_state, expected, grad_fn=grad_fn)
-        expected = optax.apply_updates(expected, updates)
-        chex.assert_trees_all_close((params, state), (expected, expected_state), rtol=1e-4, atol=1e-6)
+        got = params, state, *_ = parts(params, state, *batch)
+        expected = expected_params, expected_state, *_ = whole(expected_params, expected_state, *batch)
+        assert len(expected[-1]) == two_stage
+        chex.assert_trees_all_close(got, expected, rtol=1e-4, atol=1e-6)

@@ -1,5 +1,7 @@
 """Wrong arguments raise at construction or at the first use, with the argument, its value and what is allowed."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,12 @@ def test_preconditioner(kwargs):
     ((name, value),) = kwargs.items()
     with pytest.raises(ValueError, match=rf"{name} must be .*got {value}"):
         fobt.adam_preconditioner(**kwargs)
+
+
+@pytest.mark.parametrize("value", ["int8", jnp.uint8, "eight bits", 3.0])
+def test_dtype_of_the_first_moment(value):
+    with pytest.raises(ValueError, match=rf"mu_dtype must be a floating dtype or None, got {re.escape(repr(value))}"):
+        make(mu_dtype=value)
 
 
 def test_value_and_grad_wants_a_quantizer():

@@ -3,15 +3,18 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from training_cases import random_dataset, random_examples, small_digits
 
 from experiments import models
+from experiments.config import MethodName
 from experiments.configs import JOBS
 from experiments.losses import squared_hinge
 from experiments.methods import build
@@ -41,6 +44,23 @@ def compiled() -> Compiled:
     batches = list(dataset.train.shuffled_batches(16, seed=0, epoch=1))
     method = build(TWO_STAGE, lambda step: 0.01, (-1.0, 1.0))
     return Compiled(model, Programs(model, squared_hinge, dataset, method, {False, True}, batches[0]), batches)
+
+
+@pytest.mark.parametrize("method", get_args(MethodName))
+def test_every_method_can_store_the_first_moment_in_bfloat16(method: str):
+    (row,) = expand(small_digits(methods=(method,), bits=2))
+    params = jax.eval_shape(lambda: split_model(models.digits_cnn(nnx.Rngs(0), 0.25))[1])
+
+    def dtypes(mu_dtype: str | None) -> dict[str, set]:
+        built = build(row, lambda count: 0.1, (-1.0, 1.0), mu_dtype=mu_dtype, steps=8)
+        state = jax.eval_shape(lambda params: built.optimizer.init(built.init(params)), params)
+        found = {name: optax.tree_utils.tree_get_all_with_path(state, name) for name in ("mu", "nu")}
+        return {
+            name: {leaf.dtype for _, tree in trees for leaf in jax.tree.leaves(tree)} for name, trees in found.items()
+        }
+
+    assert dtypes("bfloat16") == {"mu": {jnp.dtype(jnp.bfloat16)}, "nu": {jnp.dtype(jnp.float32)}}
+    assert dtypes(None) == {"mu": {jnp.dtype(jnp.float32)}, "nu": {jnp.dtype(jnp.float32)}}
 
 
 def test_flip_share_counts_over_all_weights():
