@@ -2,7 +2,7 @@
 
 Projections of one 2048×2048 tensor against one Adam update of it, and their time against its size; training steps
 against a float32 Adam step, two-stage and one-gradient steps against loss-aware ones, steps whose oscillations are
-tracked against those that are not; the optimizer state against Adam's, and packed weights against float32 ones.
+tracked against those that are not; what steps need of memory and of the compiler; packed weights against float32 ones.
 """
 
 import dataclasses
@@ -11,22 +11,17 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-import jax
-import optax
 import tyro
-from flax import nnx
 from rich.console import Console
 
-import fobt
-from experiments.models import NETWORKS
+from experiments.memory_costs import accumulation_ratios, memory_ratios, state_ratios
 from experiments.packing_costs import packing_ratios, product_ratios
 from experiments.projection_costs import exponents, plot_scaling, projection_ratios, scaling
-from experiments.run_folder import environment
-from experiments.step_costs import TIMED, branch_ratios, instrument_ratios, step_ratios
-from experiments.steps import split_model
+from experiments.run_folder import environment, read_json
+from experiments.step_costs import ADAM_STEP, TIMED, branch_ratios, instrument_ratios, step_ratios
 from experiments.tables import Columns, markdown
 
-Part: TypeAlias = Literal["projections", "scaling", "steps", "packing"]
+Part: TypeAlias = Literal["projections", "scaling", "steps", "memory", "packing"]
 SIDE = 2048
 SIZES = tuple(round(10**exponent) for exponent in (4, 4.5, 5, 5.5, 6, 6.5, 7, 7.5, 8))
 COLUMNS: Columns = {
@@ -51,8 +46,8 @@ class BenchmarkConfig:
     parts: tuple[Part, ...] = get_args(Part)
     """What is measured."""
     output: Path | None = None
-    """Folder for the results: for each part a JSON file and a table, PART.json and PART.md, and the plot scaling.png.
-    Files of other parts stay."""
+    """Folder for the results: for each part a JSON file and a table, PART.json and PART.md; the plot scaling.png; and
+    summary.md, what has a target or a peer. Files of other parts stay."""
 
 
 def main(arguments: list[str]) -> None:
@@ -77,12 +72,24 @@ def main(arguments: list[str]) -> None:
             content = json.dumps(measured, indent=2) + "\n"
             (config.output / f"{part}.json").write_text(content, encoding="utf-8")
             (config.output / f"{part}.md").write_text(table, encoding="utf-8")
+    if config.output is not None:
+        (config.output / "summary.md").write_text(markdown(COLUMNS, summary(config.output)), encoding="utf-8")
+
+
+def summary(folder: Path) -> list[dict[str, Any]]:
+    """The rows in a folder that have a target, and the steps that are compared with Adam's."""
+    paths = [path for part in ("projections", "steps") if (path := folder / f"{part}.json").is_file()]
+    rows = [row for path in paths for row in read_json(path)["rows"]]
+    return [row for row in rows if row["target"] is not None or row["unit"] == ADAM_STEP]
 
 
 def measure(part: Part, rounds: int) -> list[dict[str, Any]]:
     """The rows of a table."""
     if part == "projections":
         return projection_ratios(SIDE, rounds)
+    if part == "memory":
+        rows = state_ratios("mlp") + accumulation_ratios("mlp", 1000)
+        return rows + [row for name, size in (("mlp", 100), ("lenet5", 128)) for row in memory_ratios(name, size, 3)]
     if part == "packing":
         return packing_ratios(SIDE, rounds) + [
             row for batch_size in (1, 100) for row in product_ratios(SIDE, batch_size, rounds)
@@ -91,27 +98,7 @@ def measure(part: Part, rounds: int) -> list[dict[str, Any]]:
     for network in TIMED:
         if network.name == "lenet5" or (network.name, network.shape[0]) == ("mlp", 100):
             rows += branch_ratios(network, rounds) + instrument_ratios(network, rounds)
-    return [*rows, state_ratio()]
-
-
-def state_ratio() -> dict[str, Any]:
-    """Bytes of optimizer state, the step count aside, against those of Adam."""
-    _, params, _ = split_model(NETWORKS["mlp"](nnx.Rngs(0), 1.0))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-
-    def bytes_per_parameter(optimizer: optax.GradientTransformation) -> float:
-        state = jax.tree.leaves(jax.eval_shape(optimizer.init, params))
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in state if leaf.ndim) / parameters
-
-    adam = bytes_per_parameter(optax.adam(1e-3))
-    ours = bytes_per_parameter(fobt.forward_backtrack(1e-3, fobt.binary()))
-    return {
-        "what": f"state of forward_backtrack, {ours:g} bytes per parameter",
-        "bytes_per_parameter": ours,
-        "ratio": ours / adam,
-        "unit": "state of optax.adam",
-        "target": 1.0,
-    }
+    return rows
 
 
 if __name__ == "__main__":
