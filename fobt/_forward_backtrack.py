@@ -72,7 +72,7 @@ def forward_backtrack(
         m ≥ 2 costs 1 + 1/m gradients a step. The paper's period counts epochs: for that, pass `two_stage`.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
-      eps: ε ≥ 0, added to the root of the second moment.
+      eps: ε ≥ 0, added to the root of the second moment; float16 params need 1e-7 or more, as less is 0 there.
       mu_dtype: dtype in which the first moment is stored, as in `fobt.adam_preconditioner`; None is that of params.
       weight_bounds: (low, high) to which the latents of quantized leaves are clipped, w* and w; the code of LAQ has
         (-1, 1).
