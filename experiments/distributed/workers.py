@@ -106,14 +106,15 @@ def work(task: Task) -> None:
     with _redirected(task.log) as stdout:
         _connect(task)
         config, mesh = task.trainings[0].config, make_mesh(jax.devices())
-        dataset = shard_batches(load_dataset(config), mesh)
+        data = load_dataset(config)
         console = Console(file=stdout, width=None if stdout.isatty() else 120, quiet=task.process > 0)
         make_programs = functools.cache(
-            lambda row, params: Programs(config, row, dataset, mesh, sharded=params == "sharded")
+            lambda row, params: Programs(config, row, data, mesh, sharded=params == "sharded")
         )
         for training in task.trainings:
             programs = make_programs(training.row, training.params)
-            with ProgressDisplay(console, 1, config.epochs, len(dataset.train) // config.batch_size) as progress:
+            dataset = shard_batches(data, mesh, reverse=training.reversed_rows)
+            with ProgressDisplay(console, 1, config.epochs, len(data.train) // config.batch_size) as progress:
                 train(training, programs, dataset, progress)
         jax.distributed.shutdown()
 
