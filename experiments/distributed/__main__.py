@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax
-import tyro
 from rich.console import Console
 
-from experiments.cli import fail
+from experiments.cli import fail, parse_options
 from experiments.config import MethodName, TrainConfig
 from experiments.configs import JOBS
 from experiments.data import Dataset, MissingDataError
@@ -117,7 +116,7 @@ def main(arguments: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
-        config = tyro.cli(DistributedConfig, args=arguments, prog=PROGRAM)
+        config = parse_options(DistributedConfig, arguments, PROGRAM)
         dataset = load(config)
         trainings = [config.trainings(count) for count in (1, *config.processes)]
         for some in trainings:
@@ -165,7 +164,7 @@ def train_all(trainings: Sequence[Training], folder: Path, console: Console) -> 
         run(todo, folder)
     except WorkerDiedError as error:
         todo = unfinished(todo)
-        if todo[0].killed_after is None:
+        if not todo or todo[0].killed_after is None:
             raise
         console.print(f"{error}; they start again", highlight=False, soft_wrap=True)
         run(todo, folder)
