@@ -79,9 +79,11 @@ def run_together(target: Callable[[Task], None], tasks: Sequence[Task], logs: Se
         signal.signal(signal.SIGINT, handler)
         running = list(workers)
         while running:
-            multiprocessing.connection.wait([worker.sentinel for worker in running])
-            ended = [worker for worker in running if worker.exitcode is not None]
-            running = [worker for worker in running if worker.exitcode is None]
+            ready = multiprocessing.connection.wait([worker.sentinel for worker in running])
+            ended = [worker for worker in running if worker.sentinel in ready]
+            for worker in ended:
+                worker.join()  # sentinels are ready a little before exit codes are there
+            running = [worker for worker in running if worker not in ended]
             failed = [worker for worker in ended if worker.exitcode != 0]
             if failed:
                 # The others lose their connection and fail too: a signal, which is negative, is nearer to the cause.
