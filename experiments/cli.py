@@ -5,7 +5,7 @@ import io
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -15,6 +15,7 @@ from experiments.configs import JOBS
 PROGRAM = "python -m experiments.train"
 DESCRIPTION = "Train one network with several methods and seeds, and compare them."
 DEFAULT_JOB = "digits"
+Config = TypeVar("Config")
 
 
 def parse(arguments: Sequence[str]) -> TrainConfig:
@@ -34,19 +35,35 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
         job = options.pop(0)
     if job not in JOBS:
         fail(f"unknown job {job!r}: choose one of {', '.join(JOBS)}", code=2)
+    return parse_options(
+        TrainConfig,
+        options,
+        PROGRAM,
+        default=JOBS[job],
+        prog=f"{PROGRAM} {job}",
+        description=f"{DESCRIPTION} Jobs: {', '.join(JOBS)}.",
+    )
+
+
+def parse_options(config: type[Config], options: Sequence[str], program: str, **settings: Any) -> Config:
+    """The configuration that options ask for.
+
+    Args:
+        config: A dataclass, whose fields are the options.
+        options: The command line.
+        program: The name of the program in messages.
+        **settings: For `tyro.cli`.
+
+    Raises:
+        SystemExit: As `parse`.
+    """
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(
-                TrainConfig,
-                args=options,
-                default=JOBS[job],
-                prog=f"{PROGRAM} {job}",
-                description=f"{DESCRIPTION} Jobs: {', '.join(JOBS)}.",
-            )
+            return tyro.cli(config, args=options, **{"prog": program} | settings)
     except SystemExit as exit_:
         if exit_.code:
-            fail(first_sentence(errors.getvalue()), code=2)
+            fail(first_sentence(errors.getvalue()), code=2, program=program)
         raise
 
 

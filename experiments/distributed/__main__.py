@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax
-import tyro
 from rich.console import Console
 
-from experiments.cli import fail
+from experiments.cli import fail, parse_options
 from experiments.config import MethodName, TrainConfig
 from experiments.configs import JOBS
 from experiments.data import Dataset, MissingDataError
@@ -31,12 +30,15 @@ from experiments.tables import markdown
 
 PROGRAM = "python -m experiments.distributed"
 EXPLANATION = """
-{job}, {epochs} epoch(s), seed {seed}, the weights after the last step. Processes share every batch; batch normalisation
-is over all of it, and sums over it are rounded in another order than in one process. *Sharded* params are split, with
-the optimizer state and the codes, so that each process holds a part. Same codes: share of the weights whose code is
-that of the same training in one process; largest difference: over all full-precision params, which are in [-1, 1] where
-they are quantized. *Killed*: the last process was ended by SIGKILL after this step, and the training went on from its
-last checkpoint; the state after the last step is then compared with that of the training that was not interrupted.
+{job}, {epochs} epoch(s), seed {seed}, the weights after the last step. Processes share every batch, and batch
+normalisation is over all of it, so that they compute what one process does with sums in another order. *Sharded* params
+are cut, with the optimizer state and the codes, and each process holds a part. Same codes: share of the weights whose
+code is that of the first training of the method in one process; largest difference: over all full-precision params.
+What the order of sums alone does to these is seen in one process where the rows of each batch are reversed: Adam
+magnifies rounding where gradients are close to 0, as for pixels that never change, and codes amplify it. *Killed*: the
+last process was ended by SIGKILL after this step, and the training went on from the last checkpoint before it; the
+state after the last step, optimizer and batch statistics included, is then compared with that of the training that was
+not interrupted.
 """
 
 
@@ -102,7 +104,9 @@ class DistributedConfig:
             for params in (self.params if processes > 1 else ("replicated",))
             for row in expand(config)
         ]
-        if processes > 1 and self.kill_after is not None:
+        if processes == 1:
+            trainings += [dataclasses.replace(training, reversed_rows=True) for training in trainings]
+        elif self.kill_after is not None:
             trainings.append(dataclasses.replace(trainings[-1], killed_after=self.kill_after))
         return trainings
 
@@ -112,7 +116,7 @@ def main(arguments: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
-        config = tyro.cli(DistributedConfig, args=arguments, prog=PROGRAM)
+        config = parse_options(DistributedConfig, arguments, PROGRAM)
         dataset = load(config)
         trainings = [config.trainings(count) for count in (1, *config.processes)]
         for some in trainings:
@@ -160,7 +164,7 @@ def train_all(trainings: Sequence[Training], folder: Path, console: Console) -> 
         run(todo, folder)
     except WorkerDiedError as error:
         todo = unfinished(todo)
-        if todo[0].killed_after is None:
+        if not todo or todo[0].killed_after is None:
             raise
         console.print(f"{error}; they start again", highlight=False, soft_wrap=True)
         run(todo, folder)

@@ -17,7 +17,7 @@ from experiments.tables import Columns
 COLUMNS: Columns = {
     "label": ("method", str),
     "processes": ("processes", str),
-    "params": ("params", str),
+    "placement": ("params", str),
     "state_bytes_of_a_process": ("state of a process, bytes", "{:,}".format),
     "killed_after": ("killed after step", str),
     "resumed_after": ("went on after step", lambda value: str(value or "")),
@@ -45,8 +45,8 @@ class Last:
 def compare(trainings: Sequence[Training], dataset: Dataset) -> list[dict[str, Any]]:
     """A record for each of some finished trainings.
 
-    Every training is compared with that of the same method in one process, and one that was killed also with the one
-    that was not.
+    Every training is compared with that of the same method in one process, the first with this row, and one that was
+    killed also with the one that was not.
     """
     mesh = make_mesh(jax.devices()[:1])
     config, rows = trainings[0].config, {training.row for training in trainings}
@@ -56,8 +56,9 @@ def compare(trainings: Sequence[Training], dataset: Dataset) -> list[dict[str, A
     for training, end in zip(trainings, ends, strict=True):
         record = training.folder().read_result()
         assert record is not None
-        if training.processes > 1:
-            alone = ends[index_of(trainings, row=training.row, processes=1)]
+        record["placement"] = training.params + (", rows reversed" if training.reversed_rows else "")
+        alone = ends[index_of(trainings, row=training.row, processes=1)]
+        if end is not alone:
             record["same_codes"] = share_of_same(end.codes, alone.codes)
             record["largest_difference"] = largest_difference(end.state.params, alone.state.params)
         if training.killed_after is not None:

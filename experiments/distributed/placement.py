@@ -44,10 +44,12 @@ class ShardedArrays:
     Attributes:
         arrays: The images and labels.
         mesh: The devices.
+        reverse: Whether every shuffled batch has its rows in reverse order.
     """
 
     arrays: Arrays
     mesh: Mesh
+    reverse: bool = False
 
     def __len__(self) -> int:
         return len(self.arrays)
@@ -63,7 +65,8 @@ class ShardedArrays:
 
     def shuffled_batches(self, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The minibatches of an epoch from number `start` on: those that `Arrays` has."""
-        return map(self._batch, self.arrays.shuffled_indices(batch_size, seed, epoch, start))
+        for indices in self.arrays.shuffled_indices(batch_size, seed, epoch, start):
+            yield self._batch(indices[::-1] if self.reverse else indices)
 
     def _batch(self, indices: np.ndarray) -> Batch:
         # What cannot be cut evenly, the last batch of an evaluation, every process reads whole.
@@ -91,8 +94,13 @@ def load_dataset(config: TrainConfig) -> Dataset:
     return dataset if config.limit is None else dataset.first(config.limit)
 
 
-def shard_batches(dataset: Dataset, mesh: Mesh) -> Dataset:
+def shard_batches(dataset: Dataset, mesh: Mesh, *, reverse: bool = False) -> Dataset:
     """The same data set with sharded batches.
+
+    Args:
+        dataset: Of arrays in memory.
+        mesh: The devices.
+        reverse: Whether every shuffled batch has its rows in reverse order.
 
     Raises:
         ValueError: Its images are not in memory.
@@ -102,5 +110,5 @@ def shard_batches(dataset: Dataset, mesh: Mesh) -> Dataset:
         part = getattr(dataset, name)
         if not isinstance(part, Arrays):
             raise ValueError(f"dataset must be in memory, its part {name!r} is a {type(part).__name__}")
-        parts[name] = ShardedArrays(part, mesh)
+        parts[name] = ShardedArrays(part, mesh, reverse)
     return Dataset(**parts, prepare=dataset.prepare, augment=dataset.augment, name=dataset.name)

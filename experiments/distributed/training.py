@@ -33,6 +33,7 @@ class Training:
         checkpoint_steps: Steps of an epoch between two checkpoints; there is always one at its end.
         killed_after: The step after which the last process is ended by SIGKILL, unless the training went on from a
             checkpoint: it is so ended once.
+        reversed_rows: Whether every batch has its rows in reverse order, which changes nothing but the order of sums.
     """
 
     config: TrainConfig
@@ -41,13 +42,16 @@ class Training:
     params: Params
     checkpoint_steps: int
     killed_after: int | None = None
+    reversed_rows: bool = False
 
     @property
     def label(self) -> str:
         """Its name in what is printed."""
-        count = "1 process" if self.processes == 1 else f"{self.processes} processes, params {self.params}"
-        killed = "" if self.killed_after is None else f", killed after step {self.killed_after}"
-        return f"{self.row.label}, {count}{killed}"
+        parts = [self.row.label, "1 process" if self.processes == 1 else f"{self.processes} processes"]
+        parts += [f"params {self.params}"] if self.processes > 1 else []
+        parts += ["rows reversed"] if self.reversed_rows else []
+        parts += [f"killed after step {self.killed_after}"] if self.killed_after else []
+        return ", ".join(parts)
 
     @property
     def seed(self) -> int:
@@ -56,7 +60,8 @@ class Training:
 
     def folder(self) -> RunFolder:
         """Where its results go."""
-        name = f"{self.processes}_processes-{self.params}" + ("" if self.killed_after is None else "-killed")
+        name = f"{self.processes}_processes-{self.params}"
+        name += ("-reversed" if self.reversed_rows else "") + ("-killed" if self.killed_after else "")
         assert self.config.output is not None
         config = dataclasses.replace(self.config, output=self.config.output / name)
         return JobFolder(config, config.dataset).run(self.row, self.seed)
@@ -118,6 +123,7 @@ def train(training: Training, programs: Programs, dataset: Dataset, progress: Pr
     result = {
         "processes": training.processes,
         "params": training.params,
+        "reversed_rows": training.reversed_rows,
         "killed_after": training.killed_after,
         "resumed_after": resumed_after,
         "steps": config.epochs * steps_per_epoch,

@@ -79,9 +79,11 @@ def run_together(target: Callable[[Task], None], tasks: Sequence[Task], logs: Se
         signal.signal(signal.SIGINT, handler)
         running = list(workers)
         while running:
-            multiprocessing.connection.wait([worker.sentinel for worker in running])
-            ended = [worker for worker in running if worker.exitcode is not None]
-            running = [worker for worker in running if worker.exitcode is None]
+            ready = multiprocessing.connection.wait([worker.sentinel for worker in running])
+            ended = [worker for worker in running if worker.sentinel in ready]
+            for worker in ended:
+                worker.join()  # sentinels are ready a little before exit codes are there
+            running = [worker for worker in running if worker not in ended]
             failed = [worker for worker in ended if worker.exitcode != 0]
             if failed:
                 # The others lose their connection and fail too: a signal, which is negative, is nearer to the cause.
@@ -106,14 +108,15 @@ def work(task: Task) -> None:
     with _redirected(task.log) as stdout:
         _connect(task)
         config, mesh = task.trainings[0].config, make_mesh(jax.devices())
-        dataset = shard_batches(load_dataset(config), mesh)
+        data = load_dataset(config)
         console = Console(file=stdout, width=None if stdout.isatty() else 120, quiet=task.process > 0)
         make_programs = functools.cache(
-            lambda row, params: Programs(config, row, dataset, mesh, sharded=params == "sharded")
+            lambda row, params: Programs(config, row, data, mesh, sharded=params == "sharded")
         )
         for training in task.trainings:
             programs = make_programs(training.row, training.params)
-            with ProgressDisplay(console, 1, config.epochs, len(dataset.train) // config.batch_size) as progress:
+            dataset = shard_batches(data, mesh, reverse=training.reversed_rows)
+            with ProgressDisplay(console, 1, config.epochs, len(data.train) // config.batch_size) as progress:
                 train(training, programs, dataset, progress)
         jax.distributed.shutdown()
 
