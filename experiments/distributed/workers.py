@@ -166,7 +166,7 @@ def _end_with_parent() -> None:
 
 def _cause(exitcode: int, log: Path) -> str:
     if exitcode < 0:
-        return f"was ended by {signal.Signals(-exitcode).name}"
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+        return f"was ended by {signal.Signals(-exitcode).name}, see {log}"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return f"failed with {last!r}, see {log}"
