@@ -22,6 +22,7 @@ from experiments.step_costs import ADAM_STEP, TIMED, branch_ratios, instrument_r
 from experiments.tables import Columns, markdown
 
 Part: TypeAlias = Literal["projections", "scaling", "steps", "memory", "packing"]
+Network: TypeAlias = Literal["mlp", "lenet5", "resnet18", "transformer"]
 SIDE = 2048
 SIZES = tuple(round(10**exponent) for exponent in (4, 4.5, 5, 5.5, 6, 6.5, 7, 7.5, 8))
 COLUMNS: Columns = {
@@ -45,6 +46,8 @@ class BenchmarkConfig:
     """How often each program runs, large ones less often; the ratios are of medians."""
     parts: tuple[Part, ...] = get_args(Part)
     """What is measured."""
+    networks: tuple[Network, ...] = get_args(Network)
+    """Whose steps are measured."""
     output: Path | None = None
     """Folder for the results: for each part a JSON file and a table, PART.json and PART.md; the plot scaling.png; and
     summary.md, what has a target or a peer. Files of other parts stay."""
@@ -65,7 +68,7 @@ def main(arguments: list[str]) -> None:
             if config.output is not None:
                 plot_scaling(records, config.output / "scaling.png")
         else:
-            measured["rows"] = measure(part, config.rounds)
+            measured["rows"] = measure(part, config)
         table = markdown(STEP_COLUMNS if part == "steps" else COLUMNS, measured["rows"])
         Console().print(table, highlight=False, soft_wrap=True)
         if config.output is not None:
@@ -83,8 +86,9 @@ def summary(folder: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row["target"] is not None or row["unit"] == ADAM_STEP]
 
 
-def measure(part: Part, rounds: int) -> list[dict[str, Any]]:
+def measure(part: Part, config: BenchmarkConfig) -> list[dict[str, Any]]:
     """The rows of a table."""
+    rounds = config.rounds
     if part == "projections":
         return projection_ratios(SIDE, rounds)
     if part == "memory":
@@ -94,8 +98,9 @@ def measure(part: Part, rounds: int) -> list[dict[str, Any]]:
         return packing_ratios(SIDE, rounds) + [
             row for batch_size in (1, 100) for row in product_ratios(SIDE, batch_size, rounds)
         ]
-    rows = [row for network in TIMED for row in step_ratios(network, rounds)]
-    for network in TIMED:
+    timed = [network for network in TIMED if network.name in config.networks]
+    rows = [row for network in timed for row in step_ratios(network, rounds)]
+    for network in timed:
         if network.name == "lenet5" or (network.name, network.shape[0]) == ("mlp", 100):
             rows += branch_ratios(network, rounds) + instrument_ratios(network, rounds)
     return rows
