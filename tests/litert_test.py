@@ -78,9 +78,9 @@ def normal(*shape: int) -> np.ndarray:
     return np.random.default_rng(7).normal(size=shape).astype(np.float32)
 
 
-def close(got: np.ndarray, expected: jax.Array) -> None:
+def close(got: np.ndarray, expected: jax.Array, tolerance: float = 1e-6) -> None:
     scale = np.abs(expected).max()
-    np.testing.assert_allclose(got / scale, np.asarray(expected) / scale, atol=1e-6)
+    np.testing.assert_allclose(got / scale, np.asarray(expected) / scale, atol=tolerance)
 
 
 SPLITS = {"tensor": PER_TENSOR, "outputs": fobt.per_channel(), "inputs": fobt.per_channel(0)}
@@ -139,7 +139,8 @@ def test_networks_with_folded_normalisation(network: str, grid: str):
     folded = fold(model, fobt.quantize(params, None, quantizer), batch_stats)
     x = normal(1, *shape)
     content = fobt.to_litert(folded, folded.quantized, x)
-    close(run(content, x), folded(fobt.dequantize(folded.quantized), x))
+    # Sums over thousands of products, layer after layer, each in another order.
+    close(run(content, x), folded(fobt.dequantize(folded.quantized), x), tolerance=1e-5)
     leaves = [leaf for leaf in jax.tree.leaves(folded.quantized, is_leaf=_is_quantized) if _is_quantized(leaf)]
     assert len(stored_weights(content)) == len(leaves)
 
