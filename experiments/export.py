@@ -4,9 +4,7 @@ The folder is that of one row and seed, such as FOLDER/laq-binary/seed-0. With -
 network runs in the runtime of the format over the whole test set, and its predictions are compared with those of JAX.
 """
 
-import contextlib
 import dataclasses
-import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 import tyro
 
 import fobt
-from experiments.cli import fail, first_sentence
+from experiments.cli import fail, parse_options
 from experiments.data import DATASETS, Dataset, MissingDataError
 from experiments.folding import Inference, fold
 from experiments.run_folder import environment, write_json
@@ -56,7 +54,7 @@ class ExportConfig:
 
 def main(arguments: Sequence[str]) -> None:
     """Exports, prints the report, and writes it as JSON."""
-    config = parse(arguments)
+    config = parse_options(ExportConfig, arguments, PROGRAM)
     if config.base3 and config.format == "litert":
         fail("--base3 must be left out for litert, which stores two bits, got --base3", code=2, program=PROGRAM)
     try:
@@ -76,18 +74,6 @@ def main(arguments: Sequence[str]) -> None:
         report |= compare(trained, dataset, scores)
     print("\n".join(lines(report)))
     write_json(path.with_name(path.name + ".json"), report | {"environment": environment()})
-
-
-def parse(arguments: Sequence[str]) -> ExportConfig:
-    """The configuration that the command line asks for; a mistake ends the program with one line on stderr."""
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            return tyro.cli(ExportConfig, args=arguments, prog=PROGRAM)
-    except SystemExit as exit_:
-        if exit_.code:
-            fail(first_sentence(errors.getvalue()), code=2, program=PROGRAM)
-        raise
 
 
 def write_onnx(path: Path, trained: Trained, base3: bool) -> Scores:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fobt._exported import Weights
 from fobt._leaves import leaf_paths
-from fobt._litert_weights import store_weights
+from fobt._litert_weights import check_leaf, store_weights
 from fobt._params import dequantize, leaves_of_quantized
 from fobt._quantized import Quantized
 
@@ -42,7 +42,7 @@ def to_litert(function: Callable[..., Any], quantized: Any, *inputs: Any) -> byt
     Raises:
       ValueError: a leaf cannot be stored: it is no constant of the converted model, because the function computes with
         it before a layer uses it; has two scales, blocks, scales along two axes, 5 bits on a logarithmic grid, or
-        float64 weights.
+        weights that are not float32.
       ImportError: one of the two packages is not installed.
 
     Example:
@@ -59,6 +59,8 @@ def to_litert(function: Callable[..., Any], quantized: Any, *inputs: Any) -> byt
     weights = dequantize(quantized)
     paired = zip(leaf_paths(weights), leaves_of_quantized(quantized), jax.tree.leaves(weights), strict=True)
     found = [(Weights.of(path, leaf), np.asarray(array)) for path, leaf, array in paired if isinstance(leaf, Quantized)]
+    for leaf, _ in found:
+        check_leaf(leaf)
     exported = jax.export.export(jax.jit(lambda *arguments: function(weights, *arguments)))(*inputs)
     return store_weights(_convert(exported), [leaf for leaf, _ in found], [array for _, array in found])
 

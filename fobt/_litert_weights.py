@@ -29,11 +29,12 @@ def store_weights(content: bytes, leaves: Sequence[Weights], arrays: Sequence[np
     Returns:
       The content of the new model.
     """
-    for leaf in leaves:
-        _check(leaf)
     flatbuffer, schema = import_litert()
     model = flatbuffer.read_model_from_bytearray(bytearray(content))
-    named = {array.tobytes(): (leaf, array) for leaf, array in zip(leaves, arrays, strict=True) if array.size}
+    # Equal leaves are one constant of the model.
+    named = {
+        (array.shape, array.tobytes()): (leaf, array) for leaf, array in zip(leaves, arrays, strict=True) if array.size
+    }
     found = set()
     for graph in model.subgraphs:
         for index, tensor in enumerate(list(graph.tensors)):
@@ -70,7 +71,8 @@ def import_litert() -> tuple[Any, Any]:
     return flatbuffer_utils, schema_py_generated
 
 
-def _check(leaf: Weights) -> None:
+def check_leaf(leaf: Weights) -> None:
+    """Raises a ValueError where LiteRT has no form for a leaf."""
     reason = None
     if leaf.dtype != np.float32:
         reason = f"has dtype {leaf.dtype}, allowed is float32"

@@ -58,7 +58,9 @@ def test_construction(name, value, allowed):
 )
 def test_construction_with_values_at_the_border(kwargs):
     tx = make(**kwargs)
-    tx.update(GRADS, tx.init(PARAMS), PARAMS, grad_fn=grad_fn)
+    updates, state = tx.update(GRADS, tx.init(PARAMS), PARAMS, grad_fn=grad_fn)
+    assert state.count == 1
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(updates))
 
 
 @pytest.mark.parametrize("kwargs", [{"b1": 1.0}, {"b2": -1.0}, {"eps": -1.0}])

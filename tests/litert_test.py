@@ -1,5 +1,6 @@
 """Export to LiteRT: what its interpreter computes, against JAX, and the stored bytes decoded by hand."""
 
+import dataclasses
 import sys
 
 import jax
@@ -183,6 +184,17 @@ def test_equal_leaves_are_both_stored():
     assert stored_weights(model)
     assert weights.tobytes() not in model
     assert weights.T.tobytes() not in model
+
+
+def test_leaves_that_differ_in_shape_only_are_both_stored():
+    constant = leaf((2, 8), GRIDS["binary"])
+    quantized = {
+        "wide": dataclasses.replace(constant, codes=jnp.ones((2, 8), jnp.int8)),
+        "square": dataclasses.replace(constant, codes=jnp.ones((4, 4), jnp.int8)),
+    }
+    x, y = normal(1, 2), normal(1, 4)
+    model = fobt.to_litert(lambda w, x, y: (x @ w["wide"], y @ w["square"]), quantized, x, y)
+    assert sorted(weights.shape for weights in stored_weights(model)) == [(4, 4), (8, 2)]
 
 
 def test_what_litert_cannot_store_is_named():

@@ -43,7 +43,9 @@ class Programs:
         schedule = config.schedules[config.schedule]
         learning_rate = schedule.in_steps(config.initial_learning_rate(), config.epochs, steps_per_epoch)
         steps = config.epochs * steps_per_epoch
-        method = build(row, learning_rate, config.weight_bounds, config.b1, config.b2, steps=steps)
+        method = build(
+            row, learning_rate, config.weight_bounds, config.b1, config.b2, mu_dtype=config.mu_dtype, steps=steps
+        )
         make_model, loss = NETWORKS[config.network], LOSSES[config.loss]
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0), config.width))
         graph, _, _ = split_model(model)
