@@ -12,12 +12,12 @@ from flax import nnx
 import fobt
 from experiments.losses import squared_hinge
 from experiments.models import NETWORKS
+from experiments.step_costs import ADAM_STEP, QUANTIZERS
 from experiments.steps import split_model
 from experiments.timing import PlainProgram, ratios
 
-ADAM, WHOLE_BATCH = "float32 Adam step", "the same step on the whole batch"
+WHOLE_BATCH = "the same step on the whole batch"
 ACCUMULATED = ("loss-aware, binary", "two-stage, binary", "two-stage, linear(2)")
-QUANTIZERS = {"binary": fobt.binary(), "linear(2)": fobt.linear(2)}
 
 
 class Method(NamedTuple):
@@ -30,7 +30,7 @@ class Method(NamedTuple):
 
 def methods() -> dict[str, Method]:
     """The methods that are compared, by name."""
-    compared = {ADAM: Method(optax.adam(1e-3), fobt.identity())}
+    compared = {ADAM_STEP: Method(optax.adam(1e-3), fobt.identity())}
     for name, quantizer in QUANTIZERS.items():
         two_stage = fobt.forward_backtrack(1e-3, quantizer)
         compared[f"loss-aware, {name}"] = Method(optax.adam(1e-3), quantizer)
@@ -50,7 +50,9 @@ def memory_ratios(network: str, batch_size: int, rounds: int) -> list[dict[str, 
             times[name].append(PlainProgram(compile_step).seconds())
     seconds = {name: float(np.median(values)) for name, values in times.items()}
     title = f"{network} step, batch {batch_size}, "
-    return byte_ratios(f"{title}temporary memory: ", memory, ADAM) + ratios(f"{title}compilation: ", seconds, ADAM, {})
+    return byte_ratios(f"{title}temporary memory: ", memory, ADAM_STEP) + ratios(
+        f"{title}compilation: ", seconds, ADAM_STEP, {}
+    )
 
 
 def accumulation_ratios(
@@ -80,7 +82,7 @@ def state_ratios(network: str) -> list[dict[str, Any]]:
         fobt.forward_backtrack(1e-3, quantizer, mu_dtype=mu_dtype) for mu_dtype in (None, bfloat16)
     )
     optimizers = {
-        ADAM: optax.adam(1e-3),
+        ADAM_STEP: optax.adam(1e-3),
         "two-stage": two_stage,
         "optimistic": fobt.optimistic(two_stage),
         "loss-aware, first moment in bfloat16": optax.adam(1e-3, mu_dtype=bfloat16),
@@ -94,7 +96,7 @@ def state_ratios(network: str) -> list[dict[str, Any]]:
 
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     state = {name: state_bytes(optimizer) for name, optimizer in optimizers.items()}
-    rows = byte_ratios("optimizer state: ", state, ADAM)
+    rows = byte_ratios("optimizer state: ", state, ADAM_STEP)
     return [row | {"bytes_per_parameter": row["bytes"] / parameters} for row in rows]
 
 

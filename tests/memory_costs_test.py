@@ -3,7 +3,7 @@
 import pytest
 
 from experiments import memory_costs
-from experiments.memory_costs import ADAM, methods
+from experiments.memory_costs import ADAM_STEP, methods
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -20,7 +20,7 @@ def test_bytes_of_state():
 
 
 def test_rows_of_memory_and_compilation(monkeypatch):
-    compared = {name: methods()[name] for name in (ADAM, "two-stage, binary")}
+    compared = {name: methods()[name] for name in (ADAM_STEP, "two-stage, binary")}
     monkeypatch.setattr(memory_costs, "methods", lambda: compared)
     memory, compilation = memory_costs.memory_ratios("small_mlp", 8, rounds=1)
     assert memory["what"] == "small_mlp step, batch 8, temporary memory: two-stage, binary"
