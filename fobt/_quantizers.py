@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import operator
+from functools import partial
 from typing import Literal, get_args
 
 import jax
@@ -81,7 +83,49 @@ class Quantizer:
           ValueError: `weights` is not floating, a shape does not match, or the granularity names an axis that the
             weights do not have.
         """
+        arrays = (None if x is None else jnp.asarray(x) for x in (curvature, codes))
+        return self._projection(_checked_weights(weights), *arrays)
+
+    def round_to_nearest(self, weights: ArrayLike, scale: ArrayLike) -> Quantized:
+        """Quantizes weights with a scale that is given: each code is that of the level nearest to w/α.
+
+        Weights beyond ±α are clipped to it: on the linear grid codes are round(clip(w, -α, α) / (α/n)). The curvature
+        does not matter here. Where α is 0, so are the quantized weights.
+
+        Args:
+          weights: w, floating and finite, of any shape, also empty.
+          scale: α ≥ 0, in the shape in which `Quantized` stores it, () for one scale per tensor.
+
+        Returns:
+          The quantized weights, with that scale.
+
+        Raises:
+          ValueError: `weights` is not floating, or `scale` does not have that shape.
+
+        Example:
+          >>> import fobt
+          >>> quantized = fobt.linear(3).round_to_nearest([3.0, -1.0, 0.2, 2.0], scale=1.5)
+          >>> quantized.codes, quantized.scale
+          (Array([ 3, -2,  0,  3], dtype=int8), Array(1.5, dtype=float32))
+        """
         weights = _checked_weights(weights)
+        scale = jnp.asarray(scale, jnp.promote_types(weights.dtype, jnp.float32))
+        split, shape = self.granularity, self._scale_shape(weights)
+        if scale.shape != shape:
+            raise ValueError(f"scale must have shape {shape} for weights of {weights.shape}, got {scale.shape}.")
+        w = split.group(weights.astype(scale.dtype))
+        alpha = scale_of_each(scale, w, split, self.scales, weights.ndim)
+        codes = self.grid.nearest(jnp.where(alpha == 0, 0, jnp.abs(w) / jnp.where(alpha == 0, 1, alpha)))
+        return self._quantized(weights, jnp.where(w < 0, -codes, codes), scale)
+
+    @partial(jax.jit, static_argnums=0)
+    def _projection(self, weights: jax.Array, curvature: jax.Array | None, codes: jax.Array | None) -> Quantized:
+        """`__call__`, in the context of the mesh of the weights, over which new arrays are then spread."""
+        mesh = jax.typeof(weights).sharding.mesh
+        with jax.sharding.use_abstract_mesh(mesh) if mesh.explicit_axes else contextlib.nullcontext():
+            return self._project_groups(weights, curvature, codes)
+
+    def _project_groups(self, weights: jax.Array, curvature: jax.Array | None, codes: jax.Array | None) -> Quantized:
         dtype = jnp.promote_types(weights.dtype, jnp.float32)
         split = self.granularity
 
@@ -118,38 +162,6 @@ class Quantizer:
             signed_codes = positive - negative
             scale = jnp.stack([split.squeeze(positive_scale), split.squeeze(negative_scale)])
         return self._quantized(weights, signed_codes, scale)
-
-    def round_to_nearest(self, weights: ArrayLike, scale: ArrayLike) -> Quantized:
-        """Quantizes weights with a scale that is given: each code is that of the level nearest to w/α.
-
-        Weights beyond ±α are clipped to it: on the linear grid codes are round(clip(w, -α, α) / (α/n)). The curvature
-        does not matter here. Where α is 0, so are the quantized weights.
-
-        Args:
-          weights: w, floating and finite, of any shape, also empty.
-          scale: α ≥ 0, in the shape in which `Quantized` stores it, () for one scale per tensor.
-
-        Returns:
-          The quantized weights, with that scale.
-
-        Raises:
-          ValueError: `weights` is not floating, or `scale` does not have that shape.
-
-        Example:
-          >>> import fobt
-          >>> quantized = fobt.linear(3).round_to_nearest([3.0, -1.0, 0.2, 2.0], scale=1.5)
-          >>> quantized.codes, quantized.scale
-          (Array([ 3, -2,  0,  3], dtype=int8), Array(1.5, dtype=float32))
-        """
-        weights = _checked_weights(weights)
-        scale = jnp.asarray(scale, jnp.promote_types(weights.dtype, jnp.float32))
-        split, shape = self.granularity, self._scale_shape(weights)
-        if scale.shape != shape:
-            raise ValueError(f"scale must have shape {shape} for weights of {weights.shape}, got {scale.shape}.")
-        w = split.group(weights.astype(scale.dtype))
-        alpha = scale_of_each(scale, w, split, self.scales, weights.ndim)
-        codes = self.grid.nearest(jnp.where(alpha == 0, 0, jnp.abs(w) / jnp.where(alpha == 0, 1, alpha)))
-        return self._quantized(weights, jnp.where(w < 0, -codes, codes), scale)
 
     def _scale_shape(self, weights: jax.Array) -> tuple[int, ...]:
         """The shape in which `Quantized` stores the scale of these weights."""

@@ -38,6 +38,10 @@ _BINS_PER_OCTAVE, _BINS_PER_OCTAVE_AND_LEVEL, _LEAST_BINS_PER_OCTAVE = 64, 8, 16
 _OCTAVES_ABOVE = 1
 _REFINEMENTS = 2
 _LANES = 128  # of a TPU: bins that are compared at a time
+# On a GPU additions to one bin wait for each other, so runs of neighbouring weights go to several copies of the
+# histogram. All copies together have at most a sixteenth of the size of the tensor.
+_COPIES, _WEIGHTS_PER_BIN, _RUN = 128, 16, 1024
+_LEVELS_AT_A_TIME = 8
 # Gains that differ by less than so many units of rounding, times α, are taken as equal.
 _TIE = 4
 
@@ -153,7 +157,8 @@ def histogram(problem: Problem, grid: Grid) -> _Scales:
         return (totals[0] + change * above_1, totals[1] + squared_change * above_2), None
 
     zeros = jnp.zeros_like(sum_1[..., :candidates])
-    totals, _ = jax.lax.scan(add_level, (zeros, zeros), (jnp.asarray(shifts), *_level_changes(grid, sum_1.dtype)))
+    levels = (jnp.asarray(shifts), *_level_changes(grid, sum_1.dtype))
+    totals, _ = jax.lax.scan(add_level, (zeros, zeros), levels, unroll=_LEVELS_AT_A_TIME)
     return _refine(problem, grid, _best(*totals, problem.axes), _REFINEMENTS)
 
 
@@ -170,8 +175,14 @@ def _sums_above_edges(
     kept = [axis for axis in range(r.ndim) if axis not in problem.axes]
 
     def sums(index: jax.Array, x: jax.Array) -> jax.Array:
+        copied = partial(_sums_by_copies, bins=bins)
         return jax.lax.platform_dependent(
-            index, x, tpu=partial(_sums_by_comparing, bins=bins), default=partial(_sums_by_scatter, bins=bins)
+            index,
+            x,
+            tpu=partial(_sums_by_comparing, bins=bins),
+            cuda=copied,
+            rocm=copied,
+            default=partial(_sums_by_scatter, bins=bins),
         )
 
     for place, axis in reversed(list(enumerate(kept))):
@@ -192,6 +203,19 @@ def _sums_by_scatter(index: jax.Array, x: jax.Array, bins: int) -> jax.Array:
     mesh = jax.typeof(x).sharding.mesh
     out_sharding = NamedSharding(mesh, PartitionSpec(None)) if mesh.explicit_axes else None
     return jnp.zeros(bins, x.dtype).at[index].add(x, out_sharding=out_sharding)
+
+
+def _sums_by_copies(index: jax.Array, x: jax.Array, bins: int) -> jax.Array:
+    """The same for GPUs."""
+    copies = min(_COPIES, x.size // (_WEIGHTS_PER_BIN * bins))
+    if copies <= 1:
+        return _sums_by_scatter(index, x, bins)
+    # The place of a weight in the tensor, modulo 2³²; a reshape would move the tensor between devices.
+    strides = [np.uint32(math.prod(x.shape[axis + 1 :]) % 2**32) for axis in range(x.ndim)]
+    iotas = [jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) for axis in range(x.ndim)]
+    place = sum((iota * stride for iota, stride in zip(iotas, strides, strict=True)), start=jnp.uint32(0))
+    copy = (place // _RUN % copies).astype(index.dtype)
+    return jnp.sum(_sums_by_scatter(copy * bins + index, x, copies * bins).reshape(copies, bins), 0)
 
 
 def _sums_by_comparing(index: jax.Array, x: jax.Array, bins: int) -> jax.Array:

@@ -91,13 +91,22 @@ def test_small_groups_are_within_a_few_percent(grid, granularity):
     assert found <= (1 + slack) * sum(best_objective(w, c, grid) for w, c in groups)
 
 
-def test_the_sums_of_tpus_are_those_of_a_scatter():
+@pytest.mark.parametrize("sums", [_solvers._sums_by_scatter, _solvers._sums_by_copies, _solvers._sums_by_comparing])
+@pytest.mark.parametrize("shape", [(8192,), (64, 128), (2, 1025, 4)])
+def test_the_sums_of_every_platform_are_the_same(sums, shape):
     rng = np.random.default_rng(13)
-    index, x = rng.integers(0, 2100, (64, 32)), np.float32(rng.normal(size=(64, 32)))
-    expected = np.zeros(2100)
+    index, x = rng.integers(0, 100, shape), np.float32(rng.normal(size=shape))
+    expected = np.zeros(100)
     np.add.at(expected, index, np.float64(x))
-    for sums in (_solvers._sums_by_scatter, _solvers._sums_by_comparing):
-        np.testing.assert_allclose(jax.jit(sums, static_argnums=2)(jnp.asarray(index), x, 2100), expected, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(sums, static_argnums=2)(jnp.asarray(index), x, 100), expected, atol=1e-5)
+
+
+def test_on_gpus_additions_go_to_copies_of_the_histogram():
+    weights = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
+    for platform, copies in (("cuda", 32), ("rocm", 32), ("cpu", 1)):
+        exported = jax.export.export(jax.jit(fobt.ternary()), platforms=[platform])(weights, weights)
+        scattered = exported.mlir_module().partition("stablehlo.scatter")[2]
+        assert f") -> tensor<{copies * 2048}xf32>" in scattered.partition("stablehlo.return")[2][:500]
 
 
 @pytest.mark.parametrize("granularity", [fobt.per_tensor(), fobt.per_channel()])
