@@ -8,6 +8,7 @@ tracked against those that are not; what steps need of memory and of the compile
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -18,7 +19,7 @@ from experiments.memory_costs import accumulation_ratios, memory_ratios, state_r
 from experiments.packing_costs import packing_ratios, product_ratios
 from experiments.projection_costs import exponents, plot_scaling, projection_ratios, scaling
 from experiments.run_folder import environment, read_json
-from experiments.step_costs import ADAM_STEP, TIMED, branch_ratios, instrument_ratios, step_ratios
+from experiments.step_costs import TIMED, branch_ratios, instrument_ratios, step_ratios
 from experiments.tables import Columns, markdown
 
 Part: TypeAlias = Literal["projections", "scaling", "steps", "memory", "packing"]
@@ -50,7 +51,7 @@ class BenchmarkConfig:
     """Whose steps are measured."""
     output: Path | None = None
     """Folder for the results: for each part a JSON file and a table, PART.json and PART.md; the plot scaling.png; and
-    summary.md, what has a target or a peer. Files of other parts stay."""
+    summary.md, projections that have a target, and steps side by side. Files of other parts stay."""
 
 
 def main(arguments: list[str]) -> None:
@@ -76,14 +77,45 @@ def main(arguments: list[str]) -> None:
             (config.output / f"{part}.json").write_text(content, encoding="utf-8")
             (config.output / f"{part}.md").write_text(table, encoding="utf-8")
     if config.output is not None:
-        (config.output / "summary.md").write_text(markdown(COLUMNS, summary(config.output)), encoding="utf-8")
+        (config.output / "summary.md").write_text(summary(config.output), encoding="utf-8")
 
 
-def summary(folder: Path) -> list[dict[str, Any]]:
-    """The rows in a folder that have a target, and the steps that are compared with Adam's."""
-    paths = [path for part in ("projections", "steps") if (path := folder / f"{part}.json").is_file()]
-    rows = [row for path in paths for row in read_json(path)["rows"]]
-    return [row for row in rows if row["target"] is not None or row["unit"] == ADAM_STEP]
+def summary(folder: Path) -> str:
+    """Tables of the projections in a folder that have a target, and of its steps, a column for each network."""
+    tables = []
+    if (path := folder / "projections.json").is_file():
+        rows = [row for row in read_json(path)["rows"] if row["target"] is not None]
+        tables.append(markdown(COLUMNS, rows))
+    if (path := folder / "steps.json").is_file():
+        tables.append(side_by_side(read_json(path)["rows"]))
+    return "\n".join(tables)
+
+
+def side_by_side(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table of ratios with a row for each step and a column for each network.
+
+    Example:
+        >>> row = {"ratio": 1.5, "target": 2.0, "unit": "b"}
+        >>> print(side_by_side([row | {"what": "x step, batch 1: a"}, row | {"what": "y step, batch 2: a"}]))
+        | step | in units of | target | x, batch 1 | y, batch 2 |
+        |------|-------------|--------|------------|------------|
+        | a    |           b |    ≤ 2 |       1.50 |       1.50 |
+        <BLANKLINE>
+    """
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    networks: dict[str, None] = {}
+    for row in rows:
+        network, _, step = row["what"].partition(": ")
+        networks[network] = None
+        record = merged.setdefault((step, row["unit"]), {"step": step, "unit": row["unit"], "target": row["target"]})
+        record[network] = row["ratio"]
+    columns: Columns = {
+        "step": ("step", str),
+        "unit": COLUMNS["unit"],
+        "target": COLUMNS["target"],
+        **{network: (network.replace(" step", ""), COLUMNS["ratio"][1]) for network in networks},
+    }
+    return markdown(columns, list(merged.values()))
 
 
 def measure(part: Part, config: BenchmarkConfig) -> list[dict[str, Any]]:

@@ -53,7 +53,8 @@ TIMED = (
     Timed("mlp", _of_width_one("mlp"), (1000, 28, 28, 1), rounds=11),
     Timed("lenet5", _of_width_one("lenet5"), (128, 28, 28, 1)),
     Timed("resnet18", _of_width_one("resnet18"), (4, 64, 64, 3), rounds=11),
-    Timed("transformer", Transformer, (1, 64, 768), rounds=7),
+    Timed("transformer", Transformer, (1, 64, 768), rounds=5),
+    Timed("transformer", Transformer, (8, 64, 768), rounds=5),
 )
 
 
