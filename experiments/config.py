@@ -148,6 +148,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for option, value in [("epochs", self.epochs), ("batch-size", self.batch_size), ("limit", self.limit)]:
             _require(value is None or value >= 1, option, "at least 1", value)
+        halved = self.budget == "gradients"
+        _require(not halved or self.epochs > 1, "epochs", "at least 2 with --budget gradients", self.epochs)
         for option, values in [("methods", self.methods), ("seeds", self.seeds), ("every", self.every)]:
             _require(bool(values) and len(set(values)) == len(values), option, "one or more different values", values)
         _require(min(self.every) >= 1, "every", "at least 1", min(self.every))

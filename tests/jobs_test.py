@@ -91,6 +91,7 @@ def test_every_job_is_run_in_its_quick_form():
         ("--every 0", "--every must be at least 1, got 0"),
         ("--every-unit batches", "batches"),
         ("--epochs 0", "--epochs must be at least 1, got 0"),
+        ("--epochs 1 --budget gradients", "--epochs must be at least 2 with --budget gradients, got 1"),
         ("--epochs", "--epochs"),
         ("--batch-size 5000", "--batch-size must be at most 1000, the training images, got 5000"),
         ("--seeds -1", "--seeds must be at least 0, got -1"),

@@ -52,16 +52,15 @@ def test_every_row_is_tuned_and_compared(
 )
 def test_a_row_reaches_the_loss_of_the_training_program(label, options, tmp_path: Path):
     config = tuning.TuningConfig(
-        learning_rates=(0.02,), b1=(0.8,), b2=(0.95,), tuning_seeds=(9,), seeds=(0,), output=tmp_path
+        learning_rates=(0.005,), b1=(0.8,), b2=(0.95,), tuning_seeds=(9,), seeds=(0,), output=tmp_path
     )
-    job = small_digits(**options, learning_rate=0.02, b1=0.8, b2=0.95, budget="gradients", output=tmp_path / "trained")
+    job = small_digits(**options, learning_rate=0.005, b1=0.8, b2=0.95, budget="gradients", output=tmp_path / "trained")
     train.run_job(job, Console(quiet=True))
     (((run,),)) = read_job(tmp_path / "trained").runs.values()
     dataset = train.load(job.dataset).first(job.limit)
     record = tuning.measure(config, job, dataset, METHODS[label])
-    assert record["by_seed"]["0"]["train_loss"] == pytest.approx(
-        run.result["train_loss"], rel=1e-3
-    )  # rounding turns single codes
+    # At larger rates rounding turns single codes, and their losses part.
+    assert record["by_seed"]["0"]["train_loss"] == pytest.approx(run.result["train_loss"], rel=1e-4)
 
 
 def test_seeds_of_the_search_are_not_those_of_the_comparison(tmp_path: Path):
