@@ -126,6 +126,7 @@ class Quantizer:
             return self._project_groups(weights, curvature, codes)
 
     def _project_groups(self, weights: jax.Array, curvature: jax.Array | None, codes: jax.Array | None) -> Quantized:
+        """`__call__`, for all groups at once."""
         dtype = jnp.promote_types(weights.dtype, jnp.float32)
         split = self.granularity
 

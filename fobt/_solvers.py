@@ -24,9 +24,9 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from fobt._grid import Grid
+from fobt._weighted_histogram import weighted_histogram
 
 _Scales: TypeAlias = tuple[jax.Array, jax.Array]
 
@@ -37,10 +37,6 @@ _BINS_PER_OCTAVE, _BINS_PER_OCTAVE_AND_LEVEL, _LEAST_BINS_PER_OCTAVE = 64, 8, 16
 # Candidate α reach one octave above the largest magnitude, 1: with a larger α all codes could be doubled.
 _OCTAVES_ABOVE = 1
 _REFINEMENTS = 2
-_LANES = 128  # of a TPU: bins that are compared at a time
-# On a GPU additions to one bin wait for each other, so runs of neighbouring weights go to several copies of the
-# histogram. All copies together have at most a sixteenth of the size of the tensor.
-_COPIES, _WEIGHTS_PER_BIN, _RUN = 128, 16, 1024
 _LEVELS_AT_A_TIME = 8
 # Gains that differ by less than so many units of rounding, times α, are taken as equal.
 _TIE = 4
@@ -174,17 +170,7 @@ def _sums_above_edges(
     index = jnp.minimum(jnp.floor(-per_octave * jnp.log2(r)), bins - 1).astype(jnp.int32)
     kept = [axis for axis in range(r.ndim) if axis not in problem.axes]
 
-    def sums(index: jax.Array, x: jax.Array) -> jax.Array:
-        copied = partial(_sums_by_copies, bins=bins)
-        return jax.lax.platform_dependent(
-            index,
-            x,
-            tpu=partial(_sums_by_comparing, bins=bins),
-            cuda=copied,
-            rocm=copied,
-            default=partial(_sums_by_scatter, bins=bins),
-        )
-
+    sums = partial(weighted_histogram, bins=bins)
     for place, axis in reversed(list(enumerate(kept))):
         sums = jax.vmap(sums, in_axes=axis - place)
     of_c = sums(index, c)
@@ -195,37 +181,6 @@ def _sums_above_edges(
         of_c_r = of_c * jnp.expand_dims(middles, range(of_c.ndim - 1))
     pad = [(0, 0)] * (of_c.ndim - 1) + [padding]
     return jnp.cumsum(jnp.pad(of_c_r, pad), -1), jnp.cumsum(jnp.pad(of_c, pad), -1)
-
-
-def _sums_by_scatter(index: jax.Array, x: jax.Array, bins: int) -> jax.Array:
-    """The sum of x in every bin, shape (bins,)."""
-    # No reshape: under sharding only histograms then travel, never the tensor. Explicit axes want to be told so.
-    mesh = jax.typeof(x).sharding.mesh
-    out_sharding = NamedSharding(mesh, PartitionSpec(None)) if mesh.explicit_axes else None
-    return jnp.zeros(bins, x.dtype).at[index].add(x, out_sharding=out_sharding)
-
-
-def _sums_by_copies(index: jax.Array, x: jax.Array, bins: int) -> jax.Array:
-    """The same for GPUs."""
-    copies = min(_COPIES, x.size // (_WEIGHTS_PER_BIN * bins))
-    if copies <= 1:
-        return _sums_by_scatter(index, x, bins)
-    # The place of a weight in the tensor, modulo 2³²; a reshape would move the tensor between devices.
-    strides = [np.uint32(math.prod(x.shape[axis + 1 :]) % 2**32) for axis in range(x.ndim)]
-    iotas = [jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) for axis in range(x.ndim)]
-    place = sum((iota * stride for iota, stride in zip(iotas, strides, strict=True)), start=jnp.uint32(0))
-    copy = (place // _RUN % copies).astype(index.dtype)
-    return jnp.sum(_sums_by_scatter(copy * bins + index, x, copies * bins).reshape(copies, bins), 0)
-
-
-def _sums_by_comparing(index: jax.Array, x: jax.Array, bins: int) -> jax.Array:
-    """The same for TPUs, where a scatter goes from weight to weight, and comparing all with some bins is one loop."""
-
-    def sums_of(some_bins: jax.Array) -> jax.Array:
-        is_inside = index[..., None] == jnp.expand_dims(some_bins, range(x.ndim))
-        return jnp.sum(jnp.where(is_inside, x[..., None], 0), range(x.ndim))
-
-    return jax.lax.map(sums_of, jnp.arange(bins).reshape(-1, math.gcd(bins, _LANES))).reshape(bins)
 
 
 def _level_changes(grid: Grid, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:

@@ -8,7 +8,7 @@ import pytest
 from grid_cases import SEARCHED_GRIDS, allowed_levels, jitted, objective, weighted_sum
 
 import fobt
-from fobt import _solvers
+from fobt._weighted_histogram import by_comparing, by_scatter, by_scatter_to_copies
 
 DISTRIBUTIONS = ["gaussian", "heavy-tailed", "sparse", "bimodal", "constant magnitude", "log-uniform"]
 UP_TO_FIVE_BITS = [grid for grid in SEARCHED_GRIDS if grid != "linear(8)"]
@@ -91,7 +91,7 @@ def test_small_groups_are_within_a_few_percent(grid, granularity):
     assert found <= (1 + slack) * sum(best_objective(w, c, grid) for w, c in groups)
 
 
-@pytest.mark.parametrize("sums", [_solvers._sums_by_scatter, _solvers._sums_by_copies, _solvers._sums_by_comparing])
+@pytest.mark.parametrize("sums", [by_scatter, by_scatter_to_copies, by_comparing])
 @pytest.mark.parametrize("shape", [(8192,), (64, 128), (2, 1025, 4)])
 def test_the_sums_of_every_platform_are_the_same(sums, shape):
     rng = np.random.default_rng(13)
