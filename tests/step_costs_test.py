@@ -17,10 +17,9 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("network", SMALL)
-def test_every_step_is_timed_in_its_unit(network):
-    rows = step_ratios(SMALL[network], rounds=1)
-    names = {row["what"].removeprefix(SMALL[network].title): row["unit"] for row in rows}
+def test_every_step_is_timed_in_its_unit():
+    rows = step_ratios(SMALL["transformer"], rounds=1)
+    names = {row["what"].removeprefix(SMALL["transformer"].title): row["unit"] for row in rows}
     assert {name for name, unit in names.items() if unit == ADAM_STEP} == {
         "SAM, float32",
         "Qwix, int4 weights",
