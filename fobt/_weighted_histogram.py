@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-# All copies together have at most a sixteenth of the size of the tensor.
+# On a GPU: the most copies, which together have at most a sixteenth of the size of the tensor, and neighbouring weights
+# that add to the same one.
 _COPIES, _WEIGHTS_PER_BIN, _RUN = 128, 16, 1024
-_LANES = 128  # of a TPU: bins that are compared at a time
+_LANES = 128  # On a TPU: bins that are compared at a time.
 
 
 def weighted_histogram(index: jax.Array, x: jax.Array, bins: int) -> jax.Array:

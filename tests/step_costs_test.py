@@ -11,15 +11,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of what Qwix calls
 ]
 
-SMALL = {
-    "mlp": Timed("mlp", lambda rngs: NETWORKS["mlp"](rngs, 1 / 128), (4, 28, 28, 1)),
-    "transformer": Timed("transformer", lambda rngs: Transformer(rngs, 1 / 32, depth=1), (1, 4, 24)),
-}
+MLP = Timed("mlp", lambda rngs: NETWORKS["mlp"](rngs, 1 / 128), (4, 28, 28, 1))
+TRANSFORMER = Timed("transformer", lambda rngs: Transformer(rngs, 1 / 32, depth=1), (1, 4, 24))
 
 
 def test_every_step_is_timed_in_its_unit():
-    rows = step_ratios(SMALL["transformer"], rounds=1)
-    names = {row["what"].removeprefix(SMALL["transformer"].title): row["unit"] for row in rows}
+    rows = step_ratios(TRANSFORMER, rounds=1)
+    names = {row["what"].removeprefix(TRANSFORMER.title): row["unit"] for row in rows}
     assert {name for name, unit in names.items() if unit == ADAM_STEP} == {
         "SAM, float32",
         "Qwix, int4 weights",
@@ -35,6 +33,6 @@ def test_every_step_is_timed_in_its_unit():
 
 def test_instruments_and_branches_are_timed_in_the_step_without():
     for measure, suffix in ((instrument_ratios, ", tracked"), (branch_ratios, ", chosen by lax.cond")):
-        rows = measure(SMALL["mlp"], rounds=1)
+        rows = measure(MLP, rounds=1)
         assert rows
-        assert all(row["what"] == SMALL["mlp"].title + row["unit"] + suffix for row in rows)
+        assert all(row["what"] == MLP.title + row["unit"] + suffix for row in rows)
