@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +26,8 @@ class Weights:
         size, or, along `block_axis`, one for `block_size` weights.
       grid: the grid.
       dtype: that of the weights.
+      order: for each axis the axis of the leaf that it is.
+      reversed_axes: the axes of the leaf along which it is backwards.
       block_axis: the axis of the blocks, if there are any.
       block_size: the weights in a block.
     """
@@ -34,6 +37,8 @@ class Weights:
     scales: tuple[np.ndarray, ...]
     grid: Grid
     dtype: np.dtype
+    order: tuple[int, ...]
+    reversed_axes: frozenset[int] = frozenset()
     block_axis: int | None = None
     block_size: int = 0
 
@@ -48,10 +53,11 @@ class Weights:
         scales = (scale,) if quantized.scales == 1 else tuple(scale)
         if isinstance(split, PerTensor):
             scales = tuple(scale.reshape((1,) * codes.ndim) for scale in scales)
-        blocks = {}
+        blocks: dict[str, Any] = {}
         if isinstance(split, PerBlock):
             blocks = {"block_axis": split.axis % codes.ndim, "block_size": split.size}
-        return cls(name, codes, scales, quantized.grid, np.dtype(quantized.dtype), **blocks)
+        order = tuple(range(codes.ndim))
+        return cls(name, codes, scales, quantized.grid, np.dtype(quantized.dtype), order, **blocks)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,7 +70,19 @@ class Weights:
             self,
             codes=self.codes.transpose(permutation),
             scales=tuple(scale.transpose(permutation) for scale in self.scales),
+            order=tuple(self.order[axis] for axis in permutation),
             block_axis=None if self.block_axis is None else list(permutation).index(self.block_axis),
+        )
+
+    def reverse(self, axes: Sequence[int]) -> Weights | None:
+        """The weights backwards along some axes, or None where a shorter last block would come first."""
+        if self.block_axis is not None and self.block_axis in axes and self.shape[self.block_axis] % self.block_size:
+            return None
+        return dataclasses.replace(
+            self,
+            codes=np.flip(self.codes, tuple(axes)),
+            scales=tuple(np.flip(scale, tuple(axes)) for scale in self.scales),
+            reversed_axes=self.reversed_axes ^ {self.order[axis] for axis in axes},
         )
 
     @property

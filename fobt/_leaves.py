@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from fobt._paths import written_path
 from fobt._quantizers import Quantizer
 
 Selector: TypeAlias = str | Callable[[str, Any], bool] | Any
@@ -59,7 +60,8 @@ def per_leaf(*rules: Rule, default: LeafQuantizer = Identity()) -> PerLeaf:
 
     Each rule is a pair (selector, quantizer); the first rule that selects a leaf decides. A selector is one of
 
-    - a regular expression that matches the whole path of the leaf, written with slashes: `r"conv\d+/kernel"`;
+    - a regular expression that matches the whole path of the leaf, written with slashes: `r"conv\d+/kernel"`; in a key
+      that has such signs itself, `/` is written `~1` and `~` is written `~0`, as in a JSON pointer;
     - a callable from (path, leaf) to bool;
     - a tree of bools with the structure of the params, or a prefix of it.
 
@@ -103,9 +105,7 @@ def per_leaf(*rules: Rule, default: LeafQuantizer = Identity()) -> PerLeaf:
 def leaf_quantizers(quantizer: TreeQuantizer, params: optax.Params) -> list[Quantizer | None]:
     """The quantizer of every leaf of `params`, in their order; None for the leaves that stay in full precision."""
     check_quantizer(quantizer)
-    paths_and_leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    paths = [_path(path) for path, _ in paths_and_leaves]
-    leaves = [leaf for _, leaf in paths_and_leaves]
+    paths, leaves = leaf_paths(params), jax.tree.leaves(params)
     rules, default = (quantizer.rules, quantizer.default) if isinstance(quantizer, PerLeaf) else ((), quantizer)
     chosen: list[LeafQuantizer | None] = [None] * len(leaves)
     for selector, rule_quantizer in rules:
@@ -127,9 +127,37 @@ def leaf_quantizers(quantizer: TreeQuantizer, params: optax.Params) -> list[Quan
     return [leaf_quantizer if isinstance(leaf_quantizer, Quantizer) else None for leaf_quantizer in chosen]
 
 
-def leaf_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[str]:
-    """The paths of the leaves of a tree, as rules and messages write them."""
-    return [_path(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]]
+def leaf_paths(tree: Any, is_leaf: Callable[[Any], bool] = lambda _: False) -> list[str]:
+    """The paths of the leaves of a tree, as rules, states, files and messages write them: each is there once."""
+
+    def paths(node: Any, steps: tuple[Any, ...]) -> Iterator[str]:
+        node = node if is_leaf(node) else unwrapped(node)
+        if is_leaf(node) or jax.tree_util.all_leaves([node]):
+            yield written_path(steps)
+        else:
+            for key, child in keys_and_children(node):
+                yield from paths(child, (*steps, key))
+
+    return list(paths(tree, ()))
+
+
+def unwrapped(node: Any) -> Any:
+    """The array in a variable of Flax NNX, which has the path of the variable; any other node as it is."""
+    found = [] if jax.tree_util.all_leaves([node]) else _steps_and_children(node)
+    return unwrapped(found[0][1]) if [step for step, _ in found] == [jax.tree_util.GetAttrKey("value")] else node
+
+
+def keys_and_children(node: Any) -> list[tuple[Any, Any]]:
+    """The children of a node of a tree and their keys, whatever kind of container it is."""
+
+    def key_of(step: Any) -> Any:
+        return next((getattr(step, name) for name in ("key", "name", "idx") if hasattr(step, name)), step)
+
+    return [(key_of(step), child) for step, child in _steps_and_children(node)]
+
+
+def _steps_and_children(node: Any) -> list[tuple[Any, Any]]:
+    return [(path[0], child) for path, child in jax.tree_util.tree_leaves_with_path(node, lambda n: n is not node)]
 
 
 def check_quantizer(quantizer: TreeQuantizer) -> None:
@@ -156,13 +184,6 @@ def _select(selector: Selector, params: optax.Params, paths: list[str], leaves: 
     if not all(isinstance(chosen, bool | np.bool_) for chosen in selected):
         raise ValueError(f"per_leaf: a mask must be a tree of bools, got {selector!r}.")
     return selected
-
-
-def _path(path: tuple[Any, ...]) -> str:
-    # Flax NNX wraps arrays in variables; the array inside has the path of the variable.
-    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
-        path = path[:-1]
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _is_floating(leaf: Any) -> bool:

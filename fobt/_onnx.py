@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,10 @@ from jax.extend import core
 
 from fobt._exported import Weights
 from fobt._leaves import leaf_paths
+from fobt._onnx_functions import DOMAIN
 from fobt._onnx_graph import Constant, Graph, Tensor, Value
 from fobt._onnx_primitives import CONVERTERS
-from fobt._onnx_unpack import DOMAIN
+from fobt._onnx_types import Unsupported
 from fobt._params import dequantize, leaves_of_quantized
 from fobt._quantized import Quantized
 
@@ -78,20 +79,32 @@ def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: b
     """
     weights = dequantize(quantized)
     closed = jax.make_jaxpr(function)(weights, *inputs)
+    if not closed.out_avals:
+        raise ValueError("function must return an array or a tree of arrays, got no array.")
     input_types = closed.in_avals[len(jax.tree.leaves(weights)) :]
-    names = _names("input", input_types)
-    tensors = [Tensor(name, aval.shape) for name, aval in zip(names, input_types, strict=True)]
-    graph = Graph(tensors, base3=base3)
-    leaves = [
-        Weights.of(path, leaf) if isinstance(leaf, Quantized) else Constant(np.asarray(leaf))
-        for path, leaf in zip(leaf_paths(weights), leaves_of_quantized(quantized), strict=True)
+    tensors = [
+        Tensor(name, aval.shape, np.dtype(aval.dtype))
+        for name, aval in zip(_names("input", input_types), input_types, strict=True)
     ]
-    constants = [Constant(np.asarray(constant)) for constant in closed.consts]
-    results = _convert(graph, closed.jaxpr, constants, [*leaves, *tensors])
-    return _model(graph, tensors, input_types, results, closed.out_avals)
+    leaves = [_leaf(path, leaf) for path, leaf in zip(leaf_paths(weights), leaves_of_quantized(quantized), strict=True)]
+    paths = [leaf.name for leaf in leaves if isinstance(leaf, Weights)]
+    graph = Graph(tensors, _names("output", closed.out_avals), paths, base3=base3)
+    results = _convert(graph, closed.jaxpr, _constants(closed.consts), [*leaves, *tensors])
+    graph.add_outputs(results)
+    return _model(graph, tensors, closed.out_avals)
 
 
-def _convert(graph: Graph, jaxpr: Any, constants: list[Any], arguments: list[Value]) -> list[Value]:
+def _leaf(path: str, leaf: Any) -> Value:
+    if not isinstance(leaf, Quantized):
+        return Constant(np.asarray(leaf))
+    return Weights.of(path, leaf) if leaf.codes.size else Constant(np.asarray(leaf.dequantize()))
+
+
+def _constants(arrays: Iterable[Any]) -> list[Value]:
+    return [Constant(np.asarray(array)) for array in arrays]
+
+
+def _convert(graph: Graph, jaxpr: Any, constants: list[Value], arguments: list[Value]) -> list[Value]:
     """The values of the outputs of a jaxpr."""
     values: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
 
@@ -104,60 +117,73 @@ def _convert(graph: Graph, jaxpr: Any, constants: list[Any], arguments: list[Val
         name = eqn.primitive.name
         if name in _CALLS:
             called = eqn.params[_CALLS[name]]
-            consts = [Constant(np.asarray(constant)) for constant in getattr(called, "consts", ())]
-            outputs = _convert(graph, getattr(called, "jaxpr", called), consts, inputs)
-        elif (arrays := _known(eqn, inputs)) is not None:
-            results = eqn.primitive.bind(*map(jnp.asarray, arrays), **eqn.params)
-            results = results if eqn.primitive.multiple_results else [results]
-            outputs = [Constant(np.asarray(result)) for result in results]
-        elif name in CONVERTERS:
-            outputs = [CONVERTERS[name](graph, eqn, *inputs)]
-        else:
-            raise ValueError(
-                f"function has the primitive {name}, which to_onnx cannot convert; it knows {', '.join(CONVERTERS)}."
+            outputs = _convert(
+                graph, getattr(called, "jaxpr", called), _constants(getattr(called, "consts", ())), inputs
             )
+        elif (known := _known(eqn, inputs)) is not None:
+            outputs = known
+        else:
+            outputs = _converted(graph, eqn, inputs)
         values.update(zip(eqn.outvars, outputs, strict=True))
-    return [graph.expand(read(atom), atom.aval.shape) for atom in jaxpr.outvars]
+    try:
+        return [graph.expand(read(atom), atom.aval.shape) for atom in jaxpr.outvars]
+    except Unsupported as reason:
+        raise ValueError(f"function has an output {reason}, which to_onnx cannot convert.") from None
 
 
-def _known(eqn: Any, inputs: list[Value]) -> list[np.ndarray] | None:
-    """The inputs of an equation that is evaluated beforehand: all are known, and its result is not merely larger."""
-    arrays = [value.array for value in inputs if isinstance(value, Constant)]
-    shapes = [var.aval.shape for var in eqn.outvars]
-    sizes = [size for shape in shapes for size in shape]
-    if len(arrays) < len(inputs) or not all(isinstance(size, int) for size in [*sizes, eqn.params.get("dim", 0)]):
+def _converted(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
+    """The outputs of an equation, computed by the graph."""
+    name = eqn.primitive.name
+    if name not in CONVERTERS:
+        raise ValueError(
+            f"function has the primitive {name}, which to_onnx cannot convert; it knows {', '.join(CONVERTERS)}."
+        )
+    try:
+        outputs = CONVERTERS[name](graph, eqn, *inputs)
+    except Unsupported as reason:
+        raise ValueError(f"function has the primitive {name} {reason}, which to_onnx cannot convert.") from None
+    return outputs if eqn.primitive.multiple_results else [outputs]
+
+
+def _known(eqn: Any, inputs: list[Value]) -> list[Value] | None:
+    """The outputs of an equation that is evaluated beforehand: its inputs are known, or its outputs have no numbers.
+
+    What is merely larger than its input is left to the operators.
+    """
+    outputs, shapes = [var.aval for var in eqn.outvars], [var.aval.shape for var in (*eqn.invars, *eqn.outvars)]
+    if not all(isinstance(size, int) for size in (size for shape in shapes for size in shape)):
         return None
-    is_larger = eqn.primitive.name == "broadcast_in_dim" and math.prod(shapes[0]) > arrays[0].size
-    return None if is_larger else arrays
+    if all(math.prod(aval.shape) == 0 for aval in outputs):
+        return [Constant(np.zeros(aval.shape, aval.dtype)) for aval in outputs]
+    arrays = [value.array for value in inputs if isinstance(value, Constant)]
+    is_larger = eqn.primitive.name == "broadcast_in_dim" and math.prod(outputs[0].shape) > math.prod(shapes[0])
+    if len(arrays) < len(inputs) or is_larger or not isinstance(eqn.params.get("dim", 0), int):
+        return None
+    whole = [jnp.asarray(np.broadcast_to(array, var.aval.shape)) for array, var in zip(arrays, eqn.invars, strict=True)]
+    results = eqn.primitive.bind(*whole, **eqn.params)
+    return list(_constants(results if eqn.primitive.multiple_results else [results]))
 
 
-def _names(stem: str, items: list[Any]) -> list[str]:
+def _names(stem: str, items: Sequence[Any]) -> list[str]:
     return [stem] if len(items) == 1 else [f"{stem}_{i}" for i in range(len(items))]
 
 
-def _model(
-    graph: Graph, inputs: list[Tensor], input_types: list[Any], results: list[Value], output_types: list[Any]
-) -> Any:
+def _model(graph: Graph, inputs: Sequence[Tensor], output_types: Sequence[Any]) -> Any:
     helper = graph.onnx.helper
 
     def describe(name: str, like: Any) -> Any:
         shape = [size if isinstance(size, int) else str(size) for size in like.shape]
-        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(like.dtype)), shape)
+        return helper.make_tensor_value_info(name, graph.data_type(like.dtype), shape)
 
-    names = _names("output", results)
-    graph.add_outputs(names, results)
     opsets = [helper.make_opsetid("", graph.opset)]
-    functions = [
-        helper.make_function(DOMAIN, name, ["bytes", "levels", "shape"], ["weights"], nodes, opsets)
-        for name, nodes in graph.functions.items()
-    ]
+    functions = [helper.make_function(DOMAIN, name, *body, opsets) for name, body in graph.functions.items()]
     used = opsets + ([helper.make_opsetid(DOMAIN, 1)] if functions else [])
     return helper.make_model(
         helper.make_graph(
             graph.nodes,
             "fobt",
-            [describe(tensor.name, like) for tensor, like in zip(inputs, input_types, strict=True)],
-            [describe(name, like) for name, like in zip(names, output_types, strict=True)],
+            [describe(tensor.name, tensor) for tensor in inputs],
+            [describe(name, like) for name, like in zip(graph.outputs, output_types, strict=True)],
             list(graph.initializers.values()),
         ),
         producer_name="fobt",

@@ -9,7 +9,7 @@ import numpy as np
 
 from fobt._exported import Weights, integer_bytes
 from fobt._layout import pack_codes
-from fobt._onnx_unpack import DOMAIN, unpack_function
+from fobt._onnx_functions import DOMAIN, unpack_function
 from fobt._packing import encoding_of
 
 if TYPE_CHECKING:
@@ -28,14 +28,15 @@ def emit(weights: Weights, graph: Graph, *, base3: bool) -> Tensor:
     is_ternary = weights.grid.bits == 2
     # onnxruntime 1.32 fuses DequantizeLinear and MatMul into a kernel that misreads such 2-bit matrices.
     is_misread = is_ternary and weights.codes.ndim == 2 and weights.shape[-1] % 4 != 0
-    has_integers = weights.grid.spacing == "linear" and weights.grid.bits in (2, 4, 8)
+    # DequantizeLinear has an axis, even where that does not matter.
+    has_integers = weights.grid.spacing == "linear" and weights.grid.bits in (2, 4, 8) and weights.codes.ndim > 0
     if has_integers and not is_misread and not (is_ternary and base3):
         tensor = _emit_integers(weights, graph)
     else:
         tensor = _emit_packed(weights, graph, base3=base3 and is_ternary)
     if weights.dtype != np.float32:
-        data_type = graph.onnx.helper.np_dtype_to_tensor_dtype(weights.dtype)
-        tensor = graph.add("Cast", [tensor], weights.shape, to=data_type)
+        data_type = graph.data_type(weights.dtype)
+        tensor = graph.add("Cast", [tensor], weights.shape, weights.dtype, to=data_type)
     return tensor
 
 
@@ -53,6 +54,7 @@ def _emit_integers(weights: Weights, graph: Graph) -> Tensor:
             "DequantizeLinear",
             [codes, steps[0]],
             weights.shape,
+            np.float32,
             axis=weights.block_axis,
             block_size=weights.block_size,
         )
@@ -60,14 +62,16 @@ def _emit_integers(weights: Weights, graph: Graph) -> Tensor:
         scale = steps[0].reshape(-1 if kept else ())
         # One scale for all weights makes the axis irrelevant, but it must exist.
         axis = kept[0] if kept else 0
-        return graph.add("DequantizeLinear", [codes, scale], weights.shape, axis=axis)
-    return _scaled(weights, graph, graph.add("DequantizeLinear", [codes, np.ones((), np.float32)], weights.shape))
+        return graph.add("DequantizeLinear", [codes, scale], weights.shape, np.float32, axis=axis)
+    one = np.ones((), np.float32)
+    return _scaled(weights, graph, graph.add("DequantizeLinear", [codes, one], weights.shape, np.float32))
 
 
 def _emit_packed(weights: Weights, graph: Graph, *, base3: bool) -> Tensor:
     n, bits, spacing = weights.grid.max_code, weights.grid.bits, weights.grid.spacing
     content = pack_codes(weights.codes, spacing, bits, encoding_of(bits, base3))
-    every_code = np.array([-1, 1]) if spacing == "binary" else np.arange(-n, n + 1)
+    # The levels of all fields, of which the last one is not used where zero is a level.
+    every_code = np.array([-1, 1]) if spacing == "binary" else np.append(np.arange(-n, n + 1), 0)
     # For all grids but logarithmic ones the level is the code, because the step is divided by n.
     levels = every_code.astype(np.float32)
     if spacing == "logarithmic":
@@ -75,15 +79,16 @@ def _emit_packed(weights: Weights, graph: Graph, *, base3: bool) -> Tensor:
     shape = np.array(weights.shape, np.int64)
     function = unpack_function(graph, bits, base3=base3)
     stored = graph.store(graph.onnx.TensorProto.UINT8, content.shape, content.tobytes(), weights.name)
-    return _scaled(weights, graph, graph.add(function, [stored, levels, shape], weights.shape, domain=DOMAIN))
+    unpacked = graph.add(function, [stored, levels, shape], weights.shape, np.float32, domain=DOMAIN)
+    return _scaled(weights, graph, unpacked)
 
 
 def _scaled(weights: Weights, graph: Graph, codes: Tensor) -> Tensor:
     scales: list[Any] = [_expanded(weights, graph, step) for step in weights.steps]
     if len(scales) == 1:
         return graph.add("Mul", [codes, scales[0]], weights.shape)
-    negative = graph.add("Less", [codes, np.zeros((), np.float32)], weights.shape)
-    scale = graph.add("Where", [negative, scales[1], scales[0]], weights.shape)
+    negative = graph.add("Less", [codes, np.zeros((), np.float32)], weights.shape, bool)
+    scale = graph.add("Where", [negative, scales[1], scales[0]], weights.shape, np.float32)
     return graph.add("Mul", [codes, scale], weights.shape)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fobt._packed_array import PackedArray, bfloat16
+from fobt._paths import written_path
 
 FORMAT_VERSION = 1
 KEY = "fobt"  # of the description in the metadata of safetensors
@@ -137,21 +138,15 @@ def file_digest(content: bytes, digest: str) -> str:
     return hashlib.sha256(content.replace(digest.encode(), NO_DIGEST.encode(), 1)).hexdigest()
 
 
-def map_leaves(function: Callable[[str, Any], Any], tree: Any, path: str = "") -> Any:
+def map_leaves(function: Callable[[str, Any], Any], tree: Any, steps: tuple[str | int, ...] = ()) -> Any:
     """The tree of dicts, lists, tuples and None with function(path, leaf) in place of its leaves."""
     if tree is None:
         return None
     if isinstance(tree, dict):
-        return {key: map_leaves(function, child, child_path(path, key)) for key, child in tree.items()}
+        return {key: map_leaves(function, child, (*steps, key)) for key, child in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(map_leaves(function, child, child_path(path, i)) for i, child in enumerate(tree))
-    return function(path, tree)
-
-
-def child_path(path: str, key: str | int) -> str:
-    """The path of a child, as a JSON pointer (RFC 6901) without the first slash: unique whatever the keys are."""
-    step = str(key).replace("~", "~0").replace("/", "~1")
-    return f"{path}/{step}" if path else step
+        return type(tree)(map_leaves(function, child, (*steps, i)) for i, child in enumerate(tree))
+    return function(written_path(steps), tree)
 
 
 def safetensors_module() -> Any:

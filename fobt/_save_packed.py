@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fobt._packed_file import DTYPES, FORMAT_VERSION, KEY, NO_DIGEST, child_path, file_digest, parse, safetensors_module
+from fobt._leaves import keys_and_children, unwrapped
+from fobt._packed_file import DTYPES, FORMAT_VERSION, KEY, NO_DIGEST, file_digest, parse, safetensors_module
 from fobt._packing import Packed
+from fobt._paths import written_path
 from fobt._quantized import Quantized
 from fobt._stored import to_stored
 
@@ -58,8 +60,8 @@ def _serialised(params: Any, batch_stats: Any, metadata: dict[str, str]) -> byte
         "version": FORMAT_VERSION,
         "digest": NO_DIGEST,
         "metadata": metadata,
-        "params": _encode(params, "params", arrays, quantized),
-        "batch_stats": _encode(batch_stats, "batch_stats", arrays, quantized),
+        "params": _encode(params, ("params",), arrays, quantized),
+        "batch_stats": _encode(batch_stats, ("batch_stats",), arrays, quantized),
         "quantized": quantized,
     }
     if not all(isinstance(text, str) for item in metadata.items() for text in item):
@@ -78,8 +80,11 @@ def _serialised(params: Any, batch_stats: Any, metadata: dict[str, str]) -> byte
     return content
 
 
-def _encode(tree: Any, path: str, arrays: dict[str, np.ndarray], quantized: dict[str, dict[str, Any]]) -> Any:
+def _encode(
+    tree: Any, steps: tuple[str | int, ...], arrays: dict[str, np.ndarray], quantized: dict[str, dict[str, Any]]
+) -> Any:
     """The description of a tree, as `fobt._packed_file._decode` reads it; its leaves are added to the dicts."""
+    tree, path = unwrapped(tree), written_path(steps)
     if tree is None:
         return None
     if isinstance(tree, Quantized | Packed):
@@ -91,23 +96,17 @@ def _encode(tree: Any, path: str, arrays: dict[str, np.ndarray], quantized: dict
     if jax.tree_util.all_leaves([tree]):
         _add(arrays, path, tree)
         return path
-    steps_and_children = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: node is not tree)[0]
-    children = [(_key(path, *step), child) for step, child in steps_and_children]
-    if [step for step, _ in steps_and_children] == [(jax.tree_util.GetAttrKey("value"),)]:
-        return _encode(children[0][1], path, arrays, quantized)  # a variable of Flax NNX
-    nodes = [(key, _encode(child, child_path(path, key), arrays, quantized)) for key, child in children]
+    children = [(_checked(path, key), child) for key, child in keys_and_children(tree)]
+    nodes = [(key, _encode(child, (*steps, key), arrays, quantized)) for key, child in children]
     if type(tree) in (list, tuple):
         return {type(tree).__name__: [node for _, node in nodes]}
     return {"dict": nodes}
 
 
-def _key(path: str, step: Any) -> str | int:
-    """The key of a child, whatever kind of container it is in."""
-    for attribute in ("key", "name", "idx"):
-        key = getattr(step, attribute, None)
-        if isinstance(key, str | int) and not isinstance(key, bool):
-            return key
-    raise ValueError(f"the keys of {path!r} must be strings or integers, got {step}.")
+def _checked(path: str, key: Any) -> str | int:
+    if isinstance(key, str | int) and not isinstance(key, bool):
+        return key
+    raise ValueError(f"the keys of {path!r} must be strings or integers, got {key!r}.")
 
 
 def _add(arrays: dict[str, np.ndarray], name: str, leaf: Any) -> None:

@@ -115,7 +115,7 @@ def size_report(source: Any) -> SizeReport:
     if isinstance(source, str | os.PathLike):
         content = load_packed(source)
         for name in ("params", "batch_stats"):
-            map_leaves(lambda path, leaf: leaves.append(_leaf_size(path, leaf)), getattr(content, name), name)
+            map_leaves(lambda path, leaf: leaves.append(_leaf_size(path, leaf)), getattr(content, name), (name,))
         return _report(leaves, Path(source).stat().st_size)
 
     import jax  # not at the top: for a file it is not needed
