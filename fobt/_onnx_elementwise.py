@@ -225,9 +225,9 @@ def shift(direction: str) -> Converter:
 
 
 def shift_right_arithmetic(graph: Graph, eqn: Any, value: Value, places: Value) -> Value:
-    """Division by a power of two, rounded down."""
+    """Division by a power of two, rounded down, of the bits as a signed number."""
     power_of_two = shift("LEFT")(graph, eqn, Constant(np.asarray(1, np.int64)), graph.cast(places, np.int64))
-    wide = graph.cast(value, np.int64)
+    wide = graph.cast(graph.cast(value, f"int{8 * value.dtype.itemsize}"), np.int64)
     rest = elementwise("Mod")(graph, eqn, wide, power_of_two)
     quotient = elementwise("Div")(graph, eqn, elementwise("Sub")(graph, eqn, wide, rest), power_of_two)
     return graph.cast(quotient, value.dtype)

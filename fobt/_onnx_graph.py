@@ -267,9 +267,12 @@ class Graph:
         ]
         return self.add("Concat", parts, (len(parts),), axis=0)
 
-    def _dimension(self, dimension: Any) -> Tensor:
+    def _dimension(self, dimension: Any) -> Value:
+        """A dimension of an input, or one that is larger or smaller by a number, as a vector of one."""
         for tensor in self._inputs:
-            if dimension in tensor.shape:
-                axis = tensor.shape.index(dimension)
-                return self.add("Shape", [tensor], (1,), np.int64, start=axis, end=axis + 1)
+            for axis, size in enumerate(tensor.shape):
+                difference = dimension - size
+                if not isinstance(size, int) and isinstance(difference, int):
+                    found = self.add("Shape", [tensor], (1,), np.int64, start=axis, end=axis + 1)
+                    return found if difference == 0 else self.add("Add", [found, np.array([difference])], (1,))
         raise Unsupported(f"with a dimension of size {dimension}, which is no dimension of an input")

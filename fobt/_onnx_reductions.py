@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from fobt._onnx_elementwise import Converter, elementwise
+from fobt._onnx_elementwise import Converter, elementwise, number_like
 from fobt._onnx_graph import Constant, Graph, Value
-from fobt._onnx_shapes import exact
+from fobt._onnx_shapes import exact, padded, window
 from fobt._onnx_types import Unsupported, carrier
 
 
@@ -25,6 +26,41 @@ def reduction(op: str) -> Converter:
         return graph.compute(op, [value], eqn.outvars[0].aval.shape, [axes], keepdims=0)
 
     return convert
+
+
+def reduce_sum(graph: Graph, eqn: Any, value: Value) -> Value:
+    """A sum; of integers in int64, because onnxruntime adds up doubles, and sums do not wrap around before they end."""
+    dtype = value.dtype
+    wide = graph.cast(value, np.int64) if jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize <= 4 else value
+    return graph.cast(reduction("ReduceSum")(graph, eqn, wide), dtype)
+
+
+def reduce_prod(graph: Graph, eqn: Any, value: Value) -> Value:
+    """A product; of integers by multiplications, which wrap around, while onnxruntime's multiplies doubles."""
+    if not jnp.issubdtype(value.dtype, jnp.integer):
+        return reduction("ReduceProd")(graph, eqn, value)
+    value = exact(graph, eqn, value)
+    for axis in eqn.params["axes"]:
+        if not isinstance(value.shape[axis], int):
+            raise Unsupported(f"of {value.dtype} along a dimension of size {value.shape[axis]}, which is no integer")
+        while value.shape[axis] != 1:
+            value = _halved(graph, eqn, value, axis)
+    return graph.reshape(value, eqn.outvars[0].aval.shape)
+
+
+def _halved(graph: Graph, eqn: Any, value: Value, axis: int) -> Value:
+    """An axis of half the size, with the products of its numbers and those half an axis further; 1 where none are."""
+    half = -(-value.shape[axis] // 2)
+    shape = [half if i == axis else size for i, size in enumerate(value.shape)]
+    one = number_like(value, 1)
+    if half == 0:
+        return graph.expand(graph.reshape(one, [1] * len(shape)), [1 if i == axis else s for i, s in enumerate(shape)])
+    if value.shape[axis] % 2:
+        value = padded(graph, value, [(0, int(i == axis)) for i in range(len(shape))], one)
+    starts = [half if i == axis else 0 for i in range(len(shape))]
+    ends = [2 * half if i == axis else size for i, size in enumerate(value.shape)]
+    first = window(graph, value, [0] * len(shape), shape, shape)
+    return elementwise("Mul")(graph, eqn, first, window(graph, value, starts, ends, shape))
 
 
 def reduction_of_bools(op: str) -> Converter:
@@ -121,8 +157,8 @@ REDUCTIONS: Mapping[str, Converter] = MappingProxyType(
         "reduce_max": reduction("ReduceMax"),
         "reduce_min": reduction("ReduceMin"),
         "reduce_or": reduction_of_bools("ReduceMax"),
-        "reduce_prod": reduction("ReduceProd"),
-        "reduce_sum": reduction("ReduceSum"),
+        "reduce_prod": reduce_prod,
+        "reduce_sum": reduce_sum,
         "sort": sort,
         "top_k": top_k,
     }

@@ -204,16 +204,17 @@ def pad(graph: Graph, eqn: Any, value: Value, filler: Value) -> Value:
     for axis, (_, _, interior) in enumerate(config):
         value = _spread(graph, value, axis, interior, filler) if interior else value
     # Rows are taken away after others are added.
-    grown = [size + max(low, 0) + max(high, 0) for size, (low, high, _) in zip(value.shape, config, strict=True)]
-    value = _padded(graph, value, [(max(low, 0), max(high, 0)) for low, high, _ in config], filler, grown)
+    value = padded(graph, value, [(max(low, 0), max(high, 0)) for low, high, _ in config], filler)
     starts = [max(-low, 0) for low, _, _ in config]
-    ends = [size - max(-high, 0) for size, (_, high, _) in zip(grown, config, strict=True)]
+    ends = [size - max(-high, 0) for size, (_, high, _) in zip(value.shape, config, strict=True)]
     return window(graph, value, starts, ends, eqn.outvars[0].aval.shape)
 
 
-def _padded(graph: Graph, value: Value, pads: Sequence[tuple[int, int]], filler: Value, shape: Sequence[Any]) -> Value:
+def padded(graph: Graph, value: Value, pads: Sequence[tuple[int, int]], filler: Value) -> Value:
+    """The value with rows of the filler at both ends of axes."""
     if not any(size for pair in pads for size in pair):
         return value
+    shape = [size + low + high for size, (low, high) in zip(value.shape, pads, strict=True)]
     wide = carrier("Pad", value.dtype)
     inputs = [graph.cast(value, wide), Constant(np.array(pads, np.int64).T.ravel()), graph.cast(filler, wide)]
     return graph.cast(graph.add("Pad", inputs, shape), value.dtype)
@@ -229,11 +230,10 @@ def _spread(graph: Graph, value: Value, axis: int, interior: int, filler: Value)
         return value
     apart = [*shape[: axis + 1], 1, *shape[axis + 1 :]]
     pads = [(0, interior if i == axis + 1 else 0) for i in range(len(apart))]
-    filled = [*shape[: axis + 1], 1 + interior, *shape[axis + 1 :]]
-    padded = _padded(graph, graph.reshape(value, apart), pads, filler, filled)
+    value = padded(graph, graph.reshape(value, apart), pads, filler)
     joined = [*shape[:axis], size * (1 + interior), *shape[axis + 1 :]]
     ends = [*shape[:axis], size * (1 + interior) - interior, *shape[axis + 1 :]]
-    return window(graph, graph.reshape(padded, joined), [0] * len(shape), ends, ends)
+    return window(graph, graph.reshape(value, joined), [0] * len(shape), ends, ends)
 
 
 SHAPES: Mapping[str, Converter] = MappingProxyType(

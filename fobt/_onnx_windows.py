@@ -122,6 +122,12 @@ def _pooling(graph: Graph, eqn: Any, images: Value, op: str, **attributes: Any) 
         raise Unsupported("of dilated images")
     if any(size < 0 for pair in params["padding"] for size in pair):
         raise Unsupported(f"with padding {params['padding']}, which is negative")
+    if any(
+        max(pair) >= size
+        for size, pair in zip(params["window_dimensions"], params["padding"], strict=True)
+        if any(pair)
+    ):
+        raise Unsupported(f"with padding {params['padding']}, as wide as the window")
     still = [axis for axis, window in enumerate(windows) if window == (1, 1, 1, (0, 0))]
     front = [still[0], still[-1]] if len(still) > 1 else []
     sliding = [axis for axis in range(len(windows)) if axis not in front]
