@@ -89,8 +89,8 @@ def write_onnx(path: Path, trained: Trained, base3: bool) -> Scores:
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
     options = onnxruntime.SessionOptions()
-    # By default activations in front of 2- and 4-bit matrices are rounded to 8 bits.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    # By default activations in front of matrices of 2, 4 and 8 bits are rounded to 8 bits.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"input": images})[0]
 

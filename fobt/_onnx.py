@@ -17,6 +17,7 @@ from fobt._onnx_functions import DOMAIN
 from fobt._onnx_graph import Constant, Graph, Tensor, Value
 from fobt._onnx_primitives import CONVERTERS
 from fobt._onnx_types import Unsupported
+from fobt._packing import unpack
 from fobt._params import dequantize, leaves_of_quantized
 from fobt._quantized import Quantized
 
@@ -43,17 +44,23 @@ def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: b
       significant bit first, is cut into bytes. In base 3 a byte holds five fields, Σ uᵢ 3ⁱ. Ternary matrices whose rows
       do not fill bytes are stored like this, too, because onnxruntime misreads them as INT2.
 
-    A kernel is stored in the order of axes in which the graph uses it. What does not depend on the inputs and on
-    quantized leaves is computed beforehand. Two-bit tensors need opset 25 (onnxruntime 1.24 or newer); everything else
-    is opset 21.
+    A leaf is stored once, in the order of axes in which the graph uses it first, under its path; where that is a name
+    of the graph's own, such as input, it has a number behind it. A leaf that is not used is not stored. What does not
+    depend on the inputs and on quantized leaves is computed beforehand. Two-bit tensors need opset 25 (onnxruntime 1.24
+    or newer); everything else is opset 21.
 
-    By default onnxruntime fuses `DequantizeLinear` and `MatMul` into a kernel that rounds activations to 8 bits. Its
-    session option `session.qdq_matmulnbits_accuracy_level` = "1" keeps them in float32.
+    The model computes what JAX computes, to rounding. Integers wrap around, and dtypes for which onnxruntime has no
+    kernels are carried in wider ones. What may differ is an index out of range, which onnxruntime refuses when it runs,
+    and a maximum over numbers of which some are NaN.
+
+    By default onnxruntime fuses `DequantizeLinear` and `MatMul` into a kernel that rounds activations to 8 bits. With
+    its session option `session.disable_quant_qdq` = "1" they stay in float32, at the speed of a model in float32.
 
     Args:
-      function: from a tree of weights, and the inputs, to an array or a tree of arrays. It may use dense layers and
-        convolutions, pooling, elementwise functions, reductions, reshaping, slicing, concatenation and padding.
-      quantized: the tree of weights as `quantize` returns it; leaves that are not quantized are stored as they are.
+      function: from a tree of weights, and the inputs, to an array or a tree of arrays. It may use dense layers,
+        embeddings, convolutions and transposed ones, pooling, elementwise functions, reductions, sorting, reshaping,
+        slicing, indexing, concatenation and padding; no loops.
+      quantized: the tree of weights as `quantize` or `pack` returns it; other leaves are stored as they are.
       *inputs: one example, array or `jax.ShapeDtypeStruct`, for every further argument. A dimension that is symbolic
         (`jax.export.symbolic_shape`) is free in the model.
       base3: whether ternary weights take 1.6 bits, five to a byte, instead of 2.
@@ -62,8 +69,8 @@ def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: b
       An `onnx.ModelProto`. Inputs are called input, or input_0, input_1, ...; outputs likewise.
 
     Raises:
-      ValueError: the function has a primitive that has no counterpart here, which the message names, or a leaf is
-        float64.
+      ValueError: the function has a primitive that has no counterpart here, or not for its dtype or parameters, which
+        the message names; it returns no array; or a quantized leaf is float64.
       ImportError: onnx is not installed.
 
     Example:
@@ -77,6 +84,7 @@ def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: b
       >>> model.graph.initializer[0].raw_data.hex()  # codes 2 and -6
       'a2'
     """
+    quantized = unpack(quantized)
     weights = dequantize(quantized)
     closed = jax.make_jaxpr(function)(weights, *inputs)
     if not closed.out_avals:
@@ -146,22 +154,28 @@ def _converted(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
 
 
 def _known(eqn: Any, inputs: list[Value]) -> list[Value] | None:
-    """The outputs of an equation that is evaluated beforehand: its inputs are known, or its outputs have no numbers.
+    """The outputs of an equation that is evaluated beforehand: its inputs are known, or there are no numbers in them.
 
     What is merely larger than its input is left to the operators.
     """
-    outputs, shapes = [var.aval for var in eqn.outvars], [var.aval.shape for var in (*eqn.invars, *eqn.outvars)]
-    if not all(isinstance(size, int) for size in (size for shape in shapes for size in shape)):
+    in_shapes, out_shapes = ([var.aval.shape for var in some] for some in (eqn.invars, eqn.outvars))
+    if not all(isinstance(size, int) for shape in (*in_shapes, *out_shapes) for size in shape):
         return None
-    if all(math.prod(aval.shape) == 0 for aval in outputs):
-        return [Constant(np.zeros(aval.shape, aval.dtype)) for aval in outputs]
-    arrays = [value.array for value in inputs if isinstance(value, Constant)]
-    is_larger = eqn.primitive.name == "broadcast_in_dim" and math.prod(outputs[0].shape) > math.prod(shapes[0])
-    if len(arrays) < len(inputs) or is_larger or not isinstance(eqn.params.get("dim", 0), int):
+    if all(0 in shape for shape in out_shapes):
+        return [Constant(np.zeros(var.aval.shape, var.aval.dtype)) for var in eqn.outvars]
+    arrays = [_array(value, var.aval) for value, var in zip(inputs, eqn.invars, strict=True)]
+    is_larger = eqn.primitive.name == "broadcast_in_dim" and math.prod(out_shapes[0]) > math.prod(in_shapes[0])
+    if is_larger or any(array is None for array in arrays) or not isinstance(eqn.params.get("dim", 0), int):
         return None
-    whole = [jnp.asarray(np.broadcast_to(array, var.aval.shape)) for array, var in zip(arrays, eqn.invars, strict=True)]
-    results = eqn.primitive.bind(*whole, **eqn.params)
-    return list(_constants(results if eqn.primitive.multiple_results else [results]))
+    results = eqn.primitive.bind(*map(jnp.asarray, arrays), **eqn.params)
+    return _constants(results if eqn.primitive.multiple_results else [results])
+
+
+def _array(value: Value, aval: Any) -> np.ndarray | None:
+    """The numbers of a value, where they are known or there are none."""
+    if 0 in aval.shape:
+        return np.zeros(aval.shape, aval.dtype)
+    return np.broadcast_to(value.array, aval.shape) if isinstance(value, Constant) else None
 
 
 def _names(stem: str, items: Sequence[Any]) -> list[str]:

@@ -215,6 +215,8 @@ def test_reductions_and_products_without_numbers():
         {},
         x,
     )
+    for dtype in ("bool", "int8", "uint32"):
+        assert_exported(lambda w, x: (jnp.any(x > 0, 0), jnp.all(x > 0), lax.reduce_max(x, (0,))), {}, x.astype(dtype))
     integers = x.astype(np.int32)
     assert_exported(lambda w, x: (jnp.prod(x, 0), x.sum(), x.reshape(3, 0), jnp.concatenate([x, x])), {}, integers)
 
