@@ -1,0 +1,198 @@
+"""A function in the primitives that LiteRT has, or has right: its jaxpr, evaluated with others for some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core
+
+# Primitives that call a jaxpr, and the name under which they hold it.
+_CALLS = {
+    "checkpoint": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "composite": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "jit": "jaxpr",
+    "remat2": "jaxpr",
+}
+
+# What the converter makes wrong models of, or models that do not run.
+_REFUSED = {
+    "cumlogsumexp": "cannot run it",
+    "debug_callback": "has no callbacks",
+    "debug_print": "has no callbacks",
+    "io_callback": "has no callbacks",
+    "pure_callback": "has no callbacks",
+    "while": "has no loops; those with a known number of steps (lax.scan, lax.fori_loop) are unrolled",
+}
+
+
+def in_known_primitives(function: Callable[..., Any]) -> Callable[..., list[jax.Array]]:
+    """The same function, returning the leaves of its result, in primitives that the converter knows.
+
+    Raises (when it is traced):
+      ValueError: a primitive has no counterpart; the message names it.
+    """
+
+    def rewritten(*arguments: Any) -> list[jax.Array]:
+        closed = jax.make_jaxpr(function)(*arguments)
+        return _evaluate(closed, jax.tree.leaves(arguments))
+
+    return rewritten
+
+
+def _evaluate(closed: core.ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
+    jaxpr = closed.jaxpr
+    values: dict[Any, Any] = dict(
+        zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *arguments], strict=True)
+    )
+    for eqn in jaxpr.eqns:
+        inputs = [atom.val if isinstance(atom, core.Literal) else values[atom] for atom in eqn.invars]
+        values.update(zip(eqn.outvars, _results(eqn, inputs), strict=True))
+    return [atom.val if isinstance(atom, core.Literal) else values[atom] for atom in jaxpr.outvars]
+
+
+def _results(eqn: Any, inputs: list[Any]) -> Sequence[Any]:
+    name = eqn.primitive.name
+    if name in _REFUSED:
+        raise refusal(name, _REFUSED[name])
+    if name in _CALLS:
+        called = eqn.params[_CALLS[name]]
+        return _evaluate(called if isinstance(called, core.ClosedJaxpr) else core.ClosedJaxpr(called, ()), inputs)
+    if all(_is_empty(atom.aval) for atom in eqn.outvars):
+        return [jnp.zeros(atom.aval.shape, atom.aval.dtype) for atom in eqn.outvars]
+    results = _RULES.get(name, _bind)(eqn, *inputs)
+    return results if eqn.primitive.multiple_results else [results]
+
+
+def refusal(name: str, reason: str) -> ValueError:
+    """The error of a function with a primitive or operation that cannot be converted."""
+    return ValueError(f"function uses {name}, which to_litert cannot convert: LiteRT {reason}.")
+
+
+def _is_empty(aval: Any) -> bool:
+    return 0 in getattr(aval, "shape", ())
+
+
+def _bind(eqn: Any, *inputs: Any, **changed: Any) -> Any:
+    """What the primitive itself computes, with some of its parameters changed."""
+    return eqn.primitive.bind(*inputs, **{**eqn.params, **changed})
+
+
+def _scan(eqn: Any, *inputs: Any) -> list[Any]:
+    """Unrolled: the converter cannot write loops."""
+    params = eqn.params
+    if not isinstance(params["length"], int):
+        raise refusal("scan", "has no loops, and one whose number of steps is symbolic cannot be unrolled")
+    consts, carry, stacked = split(inputs, params["num_consts"], params["num_carry"])
+    steps = []
+    for i in range(params["length"])[:: -1 if params["reverse"] else 1]:
+        rows = [lax.index_in_dim(array, i, keepdims=False) for array in stacked]
+        _, carry, row = split(_evaluate(params["jaxpr"], [*consts, *carry, *rows]), 0, params["num_carry"])
+        steps.append(row)
+    steps = steps[:: -1 if params["reverse"] else 1]
+    types = [atom.aval for atom in eqn.outvars[len(carry) :]]
+    rows = zip(*steps, strict=True) if steps else [[] for _ in types]
+    return [
+        *carry,
+        *(jnp.stack(row) if row else jnp.zeros(t.shape, t.dtype) for row, t in zip(rows, types, strict=True)),
+    ]
+
+
+def split(values: Sequence[Any], *sizes: int) -> list[Sequence[Any]]:
+    """The values in groups of these sizes, and the rest."""
+    groups = []
+    for size in sizes:
+        groups.append(values[:size])
+        values = values[size:]
+    return [*groups, values]
+
+
+def _cond(eqn: Any, index: Any, *operands: Any) -> Any:
+    if "branches_platforms" in eqn.params:
+        return _bind(eqn, index, *operands)
+    branches = [lambda *values, branch=branch: _evaluate(branch, values) for branch in eqn.params["branches"]]
+    return lax.switch(index, branches, *operands)
+
+
+def _conv_general_dilated(eqn: Any, images: Any, kernel: Any) -> Any:
+    """Zeros between pixels, and around them, are padded beforehand: LiteRT misplaces those of a TRANSPOSE_CONV."""
+    params = eqn.params
+    spatial = len(params["window_strides"])
+    if params["batch_group_count"] > 1:
+        raise refusal("conv_general_dilated with batch_group_count > 1", "has no such convolution")
+    if spatial > 3 or (spatial == 3 and params["feature_group_count"] > 1):
+        groups = params["feature_group_count"]
+        raise refusal(f"conv_general_dilated of {spatial} spatial axes and {groups} groups", "has no such convolution")
+    if all(dilation == 1 for dilation in params["lhs_dilation"]):
+        return _bind(eqn, images, kernel)
+    config = [(0, 0, 0)] * images.ndim
+    dimensions = params["dimension_numbers"].lhs_spec[2:]
+    for axis, (low, high), dilation in zip(dimensions, params["padding"], params["lhs_dilation"], strict=True):
+        config[axis] = (low, high, dilation - 1)
+    images = lax.pad(images, jnp.zeros((), images.dtype), config)
+    return _bind(eqn, images, kernel, lhs_dilation=(1,) * spatial, padding=((0, 0),) * spatial)
+
+
+def _dot_general(eqn: Any, left: Any, right: Any) -> Any:
+    """A sum over nothing is zero; LiteRT refuses it."""
+    (out,) = eqn.outvars
+    return jnp.zeros(out.aval.shape, out.aval.dtype) if 0 in left.shape else _bind(eqn, left, right)
+
+
+def _cbrt(eqn: Any, x: Any) -> Any:
+    """LiteRT's is NaN below zero."""
+    return jnp.sign(x) * _bind(eqn, jnp.abs(x))
+
+
+def _rem(eqn: Any, x: Any, y: Any) -> Any:
+    """LiteRT's has the sign of the divisor."""
+    if jnp.issubdtype(x.dtype, jnp.unsignedinteger):
+        return _bind(eqn, x, y)
+    rest = _bind(eqn, jnp.abs(x), jnp.abs(y))
+    return jnp.where(x < 0, -rest, rest)
+
+
+def _round(eqn: Any, x: Any) -> Any:
+    if eqn.params["rounding_method"] == lax.RoundingMethod.TO_NEAREST_EVEN:
+        return _bind(eqn, x)
+    magnitude = jnp.abs(x)
+    whole = jnp.floor(magnitude)
+    return jnp.sign(x) * jnp.where(magnitude - whole >= 0.5, whole + 1, whole)
+
+
+def _rev(eqn: Any, x: Any) -> Any:
+    """One axis after the other: LiteRT reverses neighbouring axes only."""
+    for axis in eqn.params["dimensions"]:
+        x = _bind(eqn, x, dimensions=(axis,))
+    return x
+
+
+def _clamp(eqn: Any, low: Any, x: Any, high: Any) -> Any:
+    """The upper bound wins where the bounds are in the wrong order."""
+    return jnp.minimum(jnp.maximum(x, low), high)
+
+
+def _shift_right_logical(eqn: Any, x: Any, y: Any) -> Any:
+    if jnp.issubdtype(x.dtype, jnp.signedinteger):
+        raise refusal("shift_right_logical of signed integers", "keeps their sign")
+    return _bind(eqn, x, y)
+
+
+_RULES: dict[str, Callable[..., Any]] = {
+    "cbrt": _cbrt,
+    "clamp": _clamp,
+    "cond": _cond,
+    "conv_general_dilated": _conv_general_dilated,
+    "dot_general": _dot_general,
+    "rem": _rem,
+    "rev": _rev,
+    "round": _round,
+    "scan": _scan,
+    "shift_right_logical": _shift_right_logical,
+}
