@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from fobt._litert_primitives import refusal
+
 _SIGNATURE = "serving_default"
 # Dialects that a file can hold, and the structure around them.
 _WRITABLE = ("tfl.", "arith.constant", "func.", "builtin.", "quantfork.")
@@ -41,12 +43,12 @@ def convert(exported: jax.export.Exported, inputs: Sequence[str], outputs: Seque
         module = ir.Module.parse(exported.mlir_module())
         converter.set_signature(module.operation, _SIGNATURE, list(inputs), list(outputs))
         passes = passmanager.PassManager()
-        converter.run_convert_to_tfl_passes(module, passes, config)
         try:
+            converter.run_convert_to_tfl_passes(module, passes, config)
             passes.run(module.operation)
             return converter.export_flatbuffer_to_bytes(module.operation)
         except (ValueError, ir.MLIRError) as error:
-            raise ValueError(f"function has no LiteRT model: {_reasons(str(error), module, ir)}.") from error
+            raise refusal(*_failed(str(error), module, ir.WalkResult.ADVANCE)) from error
 
 
 def check_runs(model: bytes, exported: jax.export.Exported) -> None:
@@ -58,27 +60,35 @@ def check_runs(model: bytes, exported: jax.export.Exported) -> None:
     try:
         interpreter = Interpreter(model_content=model)
         # Symbolic sizes are 1 until inputs are resized, which need not suit the function.
-        if not any(isinstance(size, int) is False for aval in exported.in_avals for size in aval.shape):
+        if all(isinstance(size, int) for aval in exported.in_avals for size in aval.shape):
             interpreter.allocate_tensors()
+            for output, aval in zip(interpreter.get_output_details(), exported.out_avals, strict=True):
+                if 0 in aval.shape:  # LiteRT cannot return an empty constant.
+                    interpreter.get_tensor(output["index"])
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"function has a model that LiteRT cannot run: {_one_line(str(error))}.") from error
 
 
-def _reasons(message: str, module: Any, ir: Any) -> str:
-    """What the converter says, or, where it says nothing, the operations that are left."""
-    said = re.findall(r"error: (.*?)(?: that was explicitly marked illegal.*)?$", message, re.MULTILINE)
-    said += re.findall(r"TF Select ops: .*", message)
-    if said:
-        return "; ".join(dict.fromkeys(said))
-    left: list[str] = []
+def _failed(message: str, module: Any, advance: Any) -> tuple[str, str]:
+    """The primitives of the operations that a message is about, and what it says of them.
+
+    The converter names an operation, or says nothing; then those are meant that a file cannot hold. The location of
+    an operation ends with the name of its primitive.
+    """
+    named, left = [], []
 
     def visit(operation: Any) -> Any:
-        if not operation.name.startswith(_WRITABLE):
-            left.append(operation.name)
-        return ir.WalkResult.ADVANCE
+        primitive = re.search(r'"jit\([^"]*/([^"/]+)"', str(operation.location))
+        if f"'{operation.name}'" in message:
+            named.append(primitive[1] if primitive else operation.name)
+        elif not operation.name.startswith(_WRITABLE):
+            left.append(primitive[1] if primitive else operation.name)
+        return advance
 
     module.operation.walk(visit)
-    return f"it has no counterpart of {', '.join(dict.fromkeys(left))}" if left else _one_line(message)
+    said = re.search(r"error: (.*)", message) or re.search(r"(TF Select ops: .*)", message)
+    reason = f"its converter says: {said[1]}" if said else "it has no counterpart"
+    return ", ".join(dict.fromkeys(named or left)) or "an operation", reason
 
 
 def _one_line(message: str) -> str:

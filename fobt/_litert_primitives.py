@@ -23,12 +23,12 @@ _CALLS = {
 
 # What the converter makes wrong models of, or models that do not run.
 _REFUSED = {
-    "cumlogsumexp": "cannot run it",
-    "debug_callback": "has no callbacks",
-    "debug_print": "has no callbacks",
-    "io_callback": "has no callbacks",
-    "pure_callback": "has no callbacks",
-    "while": "has no loops; those with a known number of steps (lax.scan, lax.fori_loop) are unrolled",
+    "cumlogsumexp": "LiteRT cannot run it",
+    "debug_callback": "LiteRT has no callbacks",
+    "debug_print": "LiteRT has no callbacks",
+    "io_callback": "LiteRT has no callbacks",
+    "pure_callback": "LiteRT has no callbacks",
+    "while": "LiteRT has no loops; those with a known number of steps (lax.scan, lax.fori_loop) are unrolled",
 }
 
 
@@ -48,9 +48,7 @@ def in_known_primitives(function: Callable[..., Any]) -> Callable[..., list[jax.
 
 def _evaluate(closed: core.ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
     jaxpr = closed.jaxpr
-    values: dict[Any, Any] = dict(
-        zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *arguments], strict=True)
-    )
+    values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *arguments], strict=True))
     for eqn in jaxpr.eqns:
         inputs = [atom.val if isinstance(atom, core.Literal) else values[atom] for atom in eqn.invars]
         values.update(zip(eqn.outvars, _results(eqn, inputs), strict=True))
@@ -64,19 +62,13 @@ def _results(eqn: Any, inputs: list[Any]) -> Sequence[Any]:
     if name in _CALLS:
         called = eqn.params[_CALLS[name]]
         return _evaluate(called if isinstance(called, core.ClosedJaxpr) else core.ClosedJaxpr(called, ()), inputs)
-    if all(_is_empty(atom.aval) for atom in eqn.outvars):
-        return [jnp.zeros(atom.aval.shape, atom.aval.dtype) for atom in eqn.outvars]
     results = _RULES.get(name, _bind)(eqn, *inputs)
     return results if eqn.primitive.multiple_results else [results]
 
 
 def refusal(name: str, reason: str) -> ValueError:
     """The error of a function with a primitive or operation that cannot be converted."""
-    return ValueError(f"function uses {name}, which to_litert cannot convert: LiteRT {reason}.")
-
-
-def _is_empty(aval: Any) -> bool:
-    return 0 in getattr(aval, "shape", ())
+    return ValueError(f"function uses {name}, which to_litert cannot convert: {reason}.")
 
 
 def _bind(eqn: Any, *inputs: Any, **changed: Any) -> Any:
@@ -86,31 +78,20 @@ def _bind(eqn: Any, *inputs: Any, **changed: Any) -> Any:
 
 def _scan(eqn: Any, *inputs: Any) -> list[Any]:
     """Unrolled: the converter cannot write loops."""
-    params = eqn.params
-    if not isinstance(params["length"], int):
-        raise refusal("scan", "has no loops, and one whose number of steps is symbolic cannot be unrolled")
-    consts, carry, stacked = split(inputs, params["num_consts"], params["num_carry"])
-    steps = []
-    for i in range(params["length"])[:: -1 if params["reverse"] else 1]:
+    params, length = eqn.params, eqn.params["length"]
+    if not isinstance(length, int) or length == 0:
+        raise refusal(
+            f"scan of {length} steps", "LiteRT has no loops, and only a known, positive number can be unrolled"
+        )
+    begin, end = params["num_consts"], params["num_consts"] + params["num_carry"]
+    consts, carry, stacked = inputs[:begin], inputs[begin:end], inputs[end:]
+    order = range(length)[:: -1 if params["reverse"] else 1]
+    steps: list[Any] = [None] * length
+    for i in order:
         rows = [lax.index_in_dim(array, i, keepdims=False) for array in stacked]
-        _, carry, row = split(_evaluate(params["jaxpr"], [*consts, *carry, *rows]), 0, params["num_carry"])
-        steps.append(row)
-    steps = steps[:: -1 if params["reverse"] else 1]
-    types = [atom.aval for atom in eqn.outvars[len(carry) :]]
-    rows = zip(*steps, strict=True) if steps else [[] for _ in types]
-    return [
-        *carry,
-        *(jnp.stack(row) if row else jnp.zeros(t.shape, t.dtype) for row, t in zip(rows, types, strict=True)),
-    ]
-
-
-def split(values: Sequence[Any], *sizes: int) -> list[Sequence[Any]]:
-    """The values in groups of these sizes, and the rest."""
-    groups = []
-    for size in sizes:
-        groups.append(values[:size])
-        values = values[size:]
-    return [*groups, values]
+        results = _evaluate(params["jaxpr"], [*consts, *carry, *rows])
+        carry, steps[i] = results[: len(carry)], results[len(carry) :]
+    return [*carry, *map(jnp.stack, zip(*steps, strict=True))]
 
 
 def _cond(eqn: Any, index: Any, *operands: Any) -> Any:
@@ -123,12 +104,11 @@ def _cond(eqn: Any, index: Any, *operands: Any) -> Any:
 def _conv_general_dilated(eqn: Any, images: Any, kernel: Any) -> Any:
     """Zeros between pixels, and around them, are padded beforehand: LiteRT misplaces those of a TRANSPOSE_CONV."""
     params = eqn.params
-    spatial = len(params["window_strides"])
-    if params["batch_group_count"] > 1:
-        raise refusal("conv_general_dilated with batch_group_count > 1", "has no such convolution")
-    if spatial > 3 or (spatial == 3 and params["feature_group_count"] > 1):
-        groups = params["feature_group_count"]
-        raise refusal(f"conv_general_dilated of {spatial} spatial axes and {groups} groups", "has no such convolution")
+    spatial, groups = len(params["window_strides"]), params["feature_group_count"]
+    empty = 0 in kernel.shape or 0 in eqn.outvars[0].aval.shape
+    if params["batch_group_count"] > 1 or spatial > 3 or (spatial == 3 and groups > 1) or empty:
+        shapes = f"{images.shape} and {kernel.shape}, {groups} groups and {params['batch_group_count']} batch groups"
+        raise refusal(f"conv_general_dilated of shapes {shapes}", "LiteRT has no such convolution")
     if all(dilation == 1 for dilation in params["lhs_dilation"]):
         return _bind(eqn, images, kernel)
     config = [(0, 0, 0)] * images.ndim
@@ -142,7 +122,35 @@ def _conv_general_dilated(eqn: Any, images: Any, kernel: Any) -> Any:
 def _dot_general(eqn: Any, left: Any, right: Any) -> Any:
     """A sum over nothing is zero; LiteRT refuses it."""
     (out,) = eqn.outvars
+    if 0 in out.aval.shape:
+        raise refusal("dot_general with an empty result", "LiteRT has no such product")
     return jnp.zeros(out.aval.shape, out.aval.dtype) if 0 in left.shape else _bind(eqn, left, right)
+
+
+def _gather(eqn: Any, operand: Any, indices: Any) -> Any:
+    """Indices are brought into range beforehand: those out of it end the run in LiteRT."""
+    mode, numbers, sizes = (eqn.params[name] for name in ("mode", "dimension_numbers", "slice_sizes"))
+    if mode == lax.GatherScatterMode.PROMISE_IN_BOUNDS or not all(operand.shape):
+        return _bind(eqn, operand, indices)
+    largest = jnp.iinfo(indices.dtype).max
+    last = [min(operand.shape[axis] - sizes[axis], largest) for axis in numbers.start_index_map]
+    inside = jnp.clip(indices, 0, jnp.broadcast_to(jnp.asarray(last, indices.dtype), indices.shape))
+    result = _bind(eqn, operand, inside, mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS)
+    if mode == lax.GatherScatterMode.CLIP:
+        return result
+    batch = [axis for axis in range(result.ndim) if axis not in numbers.offset_dims]
+    valid = lax.broadcast_in_dim(jnp.all(indices == inside, axis=-1), result.shape, batch)
+    return jnp.where(valid, result, _fill_value(eqn.params["fill_value"], result.dtype))
+
+
+def _fill_value(value: Any, dtype: Any) -> Any:
+    """What `jax.lax.gather` returns for an index out of range."""
+    if value is not None:
+        return jnp.asarray(value, dtype)
+    if jnp.issubdtype(dtype, jnp.integer):
+        limits = jnp.iinfo(dtype)
+        return jnp.asarray(limits.min or limits.max, dtype)
+    return jnp.asarray(jnp.nan, dtype)  # True as boolean.
 
 
 def _cbrt(eqn: Any, x: Any) -> Any:
@@ -180,7 +188,7 @@ def _clamp(eqn: Any, low: Any, x: Any, high: Any) -> Any:
 
 def _shift_right_logical(eqn: Any, x: Any, y: Any) -> Any:
     if jnp.issubdtype(x.dtype, jnp.signedinteger):
-        raise refusal("shift_right_logical of signed integers", "keeps their sign")
+        raise refusal("shift_right_logical of signed integers", "LiteRT keeps their sign")
     return _bind(eqn, x, y)
 
 
@@ -190,6 +198,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "cond": _cond,
     "conv_general_dilated": _conv_general_dilated,
     "dot_general": _dot_general,
+    "gather": _gather,
     "rem": _rem,
     "rev": _rev,
     "round": _round,
