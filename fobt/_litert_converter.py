@@ -62,11 +62,14 @@ def check_runs(model: bytes, exported: jax.export.Exported) -> None:
         # Symbolic sizes are 1 until inputs are resized, which need not suit the function.
         if all(isinstance(size, int) for aval in exported.in_avals for size in aval.shape):
             interpreter.allocate_tensors()
-            for output, aval in zip(interpreter.get_output_details(), exported.out_avals, strict=True):
-                if 0 in aval.shape:  # LiteRT cannot return an empty constant.
-                    interpreter.get_tensor(output["index"])
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"function has a model that LiteRT cannot run: {_one_line(str(error))}.") from error
+    for i, (output, aval) in enumerate(zip(interpreter.get_output_details(), exported.out_avals, strict=True)):
+        try:
+            if 0 in aval.shape:
+                interpreter.get_tensor(output["index"])
+        except ValueError as error:
+            raise refusal(f"an empty constant as output {i}", f"LiteRT says: {_one_line(str(error))}") from error
 
 
 def _failed(message: str, module: Any, advance: Any) -> tuple[str, str]:

@@ -66,7 +66,8 @@ def stored_weights(model: bytes) -> list[np.ndarray]:
         scale = np.array(tensor.quantization.scale)
         assert np.all(scale > 0)
         shape = [1] * len(tensor.shape)
-        shape[tensor.quantization.quantizedDimension] = scale.size
+        if scale.size > 1:
+            shape[tensor.quantization.quantizedDimension] = scale.size
         found.append(np.array(numbers[:size]).reshape(tensor.shape) * scale.reshape(shape))
     return found
 
