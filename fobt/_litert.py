@@ -20,11 +20,16 @@ from fobt._quantized import Quantized
 def to_litert(function: Callable[..., Any], quantized: Any, *inputs: Any) -> bytes:
     """A LiteRT model (.tflite) of a function whose quantized weights are integers of few bits.
 
-    JAX lowers the function at the dequantized weights to StableHLO, `litert-converter` makes a model of it, and every
-    constant in it that is a quantized leaf is replaced by the leaf's codes and scales, from which the operator
-    DEQUANTIZE makes float32 weights: INT2 for one and two bits, which LiteRT stores alike, INT4 for three and four,
-    INT8 up to eight. Levels of logarithmic grids are multiples of the smallest one, so that three bits take INT4 and
-    four INT8. Activations stay in float32.
+    JAX lowers the function to StableHLO, with the quantized leaves as inputs, and `litert-converter` makes a model of
+    it. Then each of these inputs becomes a constant, the leaf's codes and scales, from which the operator DEQUANTIZE
+    makes float32 weights: INT2 for one and two bits, which LiteRT stores alike, INT4 for three and four, INT8 up to
+    eight. Levels of logarithmic grids are multiples of the smallest one, so that three bits take INT4 and four INT8.
+    Transposing, reshaping, reversing and slicing of a leaf is done beforehand; whatever else a function computes of a
+    leaf, it computes in each run (fold batch normalisation first). A leaf that is used in two orders of its axes is
+    stored twice. Activations stay in float32.
+
+    Loops of a known number of steps (`lax.scan`, scanned layers) are unrolled. A transposed convolution becomes one
+    of an image with zeros between its pixels. Infinities and NaN among activations are treated as LiteRT's kernels do.
 
     The packages are `pip install 'fobt[litert]'` and, because it pins an old version of `typing-extensions` for a part
     that is not used here, `pip install --no-deps litert-converter`.
@@ -39,10 +44,13 @@ def to_litert(function: Callable[..., Any], quantized: Any, *inputs: Any) -> byt
       The content of a .tflite file. Its signature, serving_default, has the inputs input, or input_0, input_1, ...;
       outputs likewise.
 
+    Warns:
+      UserWarning: the function does not use a quantized leaf, which is left out of the model.
+
     Raises:
-      ValueError: a leaf cannot be stored: it is no constant of the converted model, because the function computes with
-        it before a layer uses it; has two scales, blocks, scales along two axes, 5 bits on a logarithmic grid, or
-        weights that are not float32.
+      ValueError: a leaf cannot be stored: it has two scales, blocks, scales along two axes or ones that are not finite,
+        5 bits on a logarithmic grid, or weights that are not float32. Or the function uses something that LiteRT or its
+        converter does not have, which the message names: while loops, sorting, random numbers, integers of few bits.
       ImportError: one of the two packages is not installed.
 
     Example:
@@ -70,7 +78,7 @@ def to_litert(function: Callable[..., Any], quantized: Any, *inputs: Any) -> byt
 
     def of_leaves(values: list[jax.Array], *inputs: Any) -> Any:
         given = dict(zip(leaves, values, strict=True))
-        return function(structure.unflatten([given.get(i, array) for i, array in enumerate(arrays)]), *inputs)
+        return function(jax.tree.unflatten(structure, [given.get(i, array) for i, array in enumerate(arrays)]), *inputs)
 
     types = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves.values()]
     exported = jax.export.export(jax.jit(in_known_primitives(of_leaves), keep_unused=True), platforms=["cpu"])(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-Layout = Callable[[np.ndarray], np.ndarray]
+Layout = Callable[[Any], Any]
 
 
 class Graph:
@@ -54,8 +54,8 @@ class Graph:
         shape = tuple(self._graph.tensors[operator.outputs[0]].shape)
         if kind in (kinds.RESHAPE, kinds.SQUEEZE, kinds.EXPAND_DIMS):
             return lambda array: array.reshape(shape)
-        constants = [self._constant(tensor) for tensor in operator.inputs[1:]]
-        if not constants or any(constant is None for constant in constants):
+        constants = [constant for tensor in operator.inputs[1:] if (constant := self._constant(tensor)) is not None]
+        if not constants or len(constants) < len(operator.inputs) - 1:
             return None
         first = constants[0]
         if kind == kinds.TRANSPOSE:
@@ -65,8 +65,7 @@ class Graph:
         if kind == kinds.SLICE:
             return lambda array: array[_slices(first, shape, np.ones_like(first))]
         if kind == kinds.STRIDED_SLICE and not any(vars(operator.builtinOptions).values()):
-            strides = constants[2]
-            return lambda array: array[_slices(first, shape, strides)]
+            return lambda array: array[_slices(first, shape, constants[2])]
         return None
 
     def is_product_with_matrix(self, operator: Any, matrix: int) -> bool:
@@ -155,5 +154,5 @@ def import_litert() -> tuple[Any, Any]:
     return flatbuffer_utils, schema_py_generated
 
 
-def _slices(begin: np.ndarray, shape: Sequence[int], strides: np.ndarray) -> tuple[slice, ...]:
+def _slices(begin: np.ndarray, shape: Sequence[int], strides: np.ndarray) -> Any:
     return tuple(slice(b, b + n * s, s) for b, n, s in zip(begin, shape, strides, strict=True))

@@ -17,6 +17,7 @@ _CALLS = {
     "composite": "jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
+    "custom_vmap_call": "call",
     "jit": "jaxpr",
     "remat2": "jaxpr",
 }
@@ -80,14 +81,11 @@ def _scan(eqn: Any, *inputs: Any) -> list[Any]:
     """Unrolled: the converter cannot write loops."""
     params, length = eqn.params, eqn.params["length"]
     if not isinstance(length, int) or length == 0:
-        raise refusal(
-            f"scan of {length} steps", "LiteRT has no loops, and only a known, positive number can be unrolled"
-        )
+        raise refusal(f"scan of {length} steps", "LiteRT has no loops, and this number cannot be unrolled")
     begin, end = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts, carry, stacked = inputs[:begin], inputs[begin:end], inputs[end:]
-    order = range(length)[:: -1 if params["reverse"] else 1]
+    consts, carry, stacked = inputs[:begin], list(inputs[begin:end]), inputs[end:]
     steps: list[Any] = [None] * length
-    for i in order:
+    for i in reversed(range(length)) if params["reverse"] else range(length):
         rows = [lax.index_in_dim(array, i, keepdims=False) for array in stacked]
         results = _evaluate(params["jaxpr"], [*consts, *carry, *rows])
         carry, steps[i] = results[: len(carry)], results[len(carry) :]
@@ -95,9 +93,11 @@ def _scan(eqn: Any, *inputs: Any) -> list[Any]:
 
 
 def _cond(eqn: Any, index: Any, *operands: Any) -> Any:
-    if "branches_platforms" in eqn.params:
-        return _bind(eqn, index, *operands)
+    """Its branches rewritten; of those for several platforms that of the CPU, for which everything is lowered."""
     branches = [lambda *values, branch=branch: _evaluate(branch, values) for branch in eqn.params["branches"]]
+    for i, platforms in enumerate(eqn.params.get("branches_platforms") or ()):
+        if platforms is None or "cpu" in platforms:
+            return branches[i](*operands)
     return lax.switch(index, branches, *operands)
 
 
@@ -130,10 +130,12 @@ def _dot_general(eqn: Any, left: Any, right: Any) -> Any:
 def _gather(eqn: Any, operand: Any, indices: Any) -> Any:
     """Indices are brought into range beforehand: those out of it end the run in LiteRT."""
     mode, numbers, sizes = (eqn.params[name] for name in ("mode", "dimension_numbers", "slice_sizes"))
-    if mode == lax.GatherScatterMode.PROMISE_IN_BOUNDS or not all(operand.shape):
+    limited = [operand.shape[axis] for axis in numbers.start_index_map]
+    known = all(isinstance(size, int) and size > 0 for size in limited)
+    if mode == lax.GatherScatterMode.PROMISE_IN_BOUNDS or not known:
         return _bind(eqn, operand, indices)
     largest = jnp.iinfo(indices.dtype).max
-    last = [min(operand.shape[axis] - sizes[axis], largest) for axis in numbers.start_index_map]
+    last = [min(size - sizes[axis], largest) for size, axis in zip(limited, numbers.start_index_map, strict=True)]
     inside = jnp.clip(indices, 0, jnp.broadcast_to(jnp.asarray(last, indices.dtype), indices.shape))
     result = _bind(eqn, operand, inside, mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS)
     if mode == lax.GatherScatterMode.CLIP:

@@ -150,12 +150,14 @@ def test_a_transposed_convolution_of_nnx():
 
 ACTIVATIONS: dict[str, Callable[..., Any]] = {
     **{
-        name: getattr(jax.nn, name)
-        for name in (
-            "relu relu6 sigmoid softplus soft_sign silu log_sigmoid leaky_relu hard_sigmoid hard_silu hard_tanh elu "
-            "celu selu gelu glu squareplus mish identity softmax log_softmax logsumexp logmeanexp standardize "
-            "sparse_plus sparse_sigmoid"
-        ).split()
+        f.__name__: f
+        for f in (
+            *(jax.nn.relu, jax.nn.relu6, jax.nn.leaky_relu, jax.nn.elu, jax.nn.celu, jax.nn.selu, jax.nn.gelu),
+            *(jax.nn.sigmoid, jax.nn.log_sigmoid, jax.nn.hard_sigmoid, jax.nn.sparse_sigmoid, jax.nn.glu),
+            *(jax.nn.silu, jax.nn.hard_silu, jax.nn.hard_tanh, jax.nn.mish, jax.nn.identity, jax.nn.soft_sign),
+            *(jax.nn.softplus, jax.nn.sparse_plus, jax.nn.squareplus, jax.nn.standardize),
+            *(jax.nn.softmax, jax.nn.log_softmax, jax.nn.logsumexp, jax.nn.logmeanexp),
+        )
     },
     "exact gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "log1mexp": lambda x: jax.nn.log1mexp(jnp.abs(x) + 1e-3),
@@ -193,13 +195,15 @@ def test_what_litert_would_compute_otherwise():
     )
 
 
-def test_loops_of_known_length():
+def test_loops_of_known_length_and_branches():
     check(
         lambda x: [
             lax.scan(lambda total, row: (total + row, total * row), jnp.zeros(4), x),
             lax.scan(lambda total, row: (total + row, total * row), jnp.zeros(4), x, reverse=True),
             lax.fori_loop(0, 3, lambda i, value: value * 1.5 + i, x),
             lax.map(lambda row: row.sum() * row, x),
+            lax.switch(jnp.int32(x[0, 0] > 0), [jnp.cbrt, jnp.sin], x),
+            lax.platform_dependent(x, tpu=jnp.sin, default=jnp.cbrt),
         ],
         X[:, :4],
     )

@@ -1,5 +1,6 @@
 """Export to LiteRT: leaves of every shape, used in every way, are stored as integers, or left out with a warning."""
 
+import dataclasses
 import re
 
 import jax
@@ -46,6 +47,16 @@ def test_leaves_with_any_number_of_axes(grid: str, split: Granularity):
     for got, expected in zip(run(model, x), jax.tree.leaves(fobt.dequantize(leaves)), strict=True):
         np.testing.assert_allclose(got, 2 * expected, rtol=1e-6)
     assert len(stored_weights(model)) == 5
+
+
+def test_scales_that_are_zero_or_negative_or_huge():
+    kernel = normal(8, 4) * np.array([0, 1, 1e30, 1e-30], np.float32)
+    quantized = {"kernel": of(kernel, fobt.per_channel())}
+    quantized["kernel"] = dataclasses.replace(quantized["kernel"], scale=-quantized["kernel"].scale)
+    model = fobt.to_litert(lambda w, x: x @ w["kernel"], quantized, np.eye(8, dtype=np.float32))
+    np.testing.assert_allclose(
+        run(model, np.eye(8, dtype=np.float32)), quantized["kernel"].dequantize(), rtol=1e-6, atol=0
+    )
 
 
 def test_an_empty_leaf_adds_nothing():
