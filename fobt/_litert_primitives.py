@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import core
 
@@ -41,8 +42,11 @@ def in_known_primitives(function: Callable[..., Any]) -> Callable[..., list[jax.
     """
 
     def rewritten(*arguments: Any) -> list[jax.Array]:
-        closed = jax.make_jaxpr(function)(*arguments)
-        return _evaluate(closed, jax.tree.leaves(arguments))
+        results = _evaluate(jax.make_jaxpr(function)(*arguments), jax.tree.leaves(arguments))
+        for i, result in enumerate(results):
+            if 0 in result.shape and not isinstance(result, jax.core.Tracer):
+                raise refusal(f"an empty array as output {i}", "LiteRT cannot return one that is no input")
+        return results
 
     return rewritten
 
@@ -63,6 +67,8 @@ def _results(eqn: Any, inputs: list[Any]) -> Sequence[Any]:
     if name in _CALLS:
         called = eqn.params[_CALLS[name]]
         return _evaluate(called if isinstance(called, core.ClosedJaxpr) else core.ClosedJaxpr(called, ()), inputs)
+    if name not in ("cond", "scan") and any(0 in atom.aval.shape for atom in (*eqn.invars, *eqn.outvars)):
+        return _with_empty_arrays(eqn, inputs)
     results = _RULES.get(name, _bind)(eqn, *inputs)
     return results if eqn.primitive.multiple_results else [results]
 
@@ -77,11 +83,31 @@ def _bind(eqn: Any, *inputs: Any, **changed: Any) -> Any:
     return eqn.primitive.bind(*inputs, **{**eqn.params, **changed})
 
 
+def _with_empty_arrays(eqn: Any, inputs: list[Any]) -> Sequence[Any]:
+    """Without any operation on them: the converter can crash where one is a constant."""
+    name, results = eqn.primitive.name, [atom.aval for atom in eqn.outvars]
+    full = [value for value, atom in zip(inputs, eqn.invars, strict=True) if 0 not in atom.aval.shape]
+    if all(0 in result.shape for result in results):
+        return [np.zeros(result.shape, result.dtype) for result in results]
+    if not full:
+        with jax.ensure_compile_time_eval():
+            known = _bind(eqn, *(jnp.zeros(atom.aval.shape, atom.aval.dtype) for atom in eqn.invars))
+        return known if eqn.primitive.multiple_results else [known]
+    if name == "concatenate":
+        return [_bind(eqn, *full)]
+    if name == "pad":
+        return [jnp.broadcast_to(inputs[1], results[0].shape)]
+    if name.startswith("scatter") or name == "dynamic_update_slice":
+        return [inputs[0]]
+    shapes = ", ".join(str(atom.aval.shape) for atom in eqn.invars)
+    raise refusal(f"{name} of shapes {shapes}", "its converter cannot be trusted with an empty array")
+
+
 def _scan(eqn: Any, *inputs: Any) -> list[Any]:
     """Unrolled: the converter cannot write loops."""
     params, length = eqn.params, eqn.params["length"]
-    if not isinstance(length, int) or length == 0:
-        raise refusal(f"scan of {length} steps", "LiteRT has no loops, and this number cannot be unrolled")
+    if not isinstance(length, int):
+        raise refusal(f"scan of {length} steps", "LiteRT has no loops, and a symbolic number cannot be unrolled")
     begin, end = params["num_consts"], params["num_consts"] + params["num_carry"]
     consts, carry, stacked = inputs[:begin], list(inputs[begin:end]), inputs[end:]
     steps: list[Any] = [None] * length
@@ -89,6 +115,8 @@ def _scan(eqn: Any, *inputs: Any) -> list[Any]:
         rows = [lax.index_in_dim(array, i, keepdims=False) for array in stacked]
         results = _evaluate(params["jaxpr"], [*consts, *carry, *rows])
         carry, steps[i] = results[: len(carry)], results[len(carry) :]
+    if not steps:
+        return [*carry, *(np.zeros(atom.aval.shape, atom.aval.dtype) for atom in eqn.outvars[len(carry) :])]
     return [*carry, *map(jnp.stack, zip(*steps, strict=True))]
 
 
@@ -105,8 +133,7 @@ def _conv_general_dilated(eqn: Any, images: Any, kernel: Any) -> Any:
     """Zeros between pixels, and around them, are padded beforehand: LiteRT misplaces those of a TRANSPOSE_CONV."""
     params = eqn.params
     spatial, groups = len(params["window_strides"]), params["feature_group_count"]
-    empty = 0 in kernel.shape or 0 in eqn.outvars[0].aval.shape
-    if params["batch_group_count"] > 1 or spatial > 3 or (spatial == 3 and groups > 1) or empty:
+    if params["batch_group_count"] > 1 or spatial > 3 or (spatial == 3 and groups > 1):
         shapes = f"{images.shape} and {kernel.shape}, {groups} groups and {params['batch_group_count']} batch groups"
         raise refusal(f"conv_general_dilated of shapes {shapes}", "LiteRT has no such convolution")
     if all(dilation == 1 for dilation in params["lhs_dilation"]):
@@ -119,19 +146,11 @@ def _conv_general_dilated(eqn: Any, images: Any, kernel: Any) -> Any:
     return _bind(eqn, images, kernel, lhs_dilation=(1,) * spatial, padding=((0, 0),) * spatial)
 
 
-def _dot_general(eqn: Any, left: Any, right: Any) -> Any:
-    """A sum over nothing is zero; LiteRT refuses it."""
-    (out,) = eqn.outvars
-    if 0 in out.aval.shape:
-        raise refusal("dot_general with an empty result", "LiteRT has no such product")
-    return jnp.zeros(out.aval.shape, out.aval.dtype) if 0 in left.shape else _bind(eqn, left, right)
-
-
 def _gather(eqn: Any, operand: Any, indices: Any) -> Any:
     """Indices are brought into range beforehand: those out of it end the run in LiteRT."""
     mode, numbers, sizes = (eqn.params[name] for name in ("mode", "dimension_numbers", "slice_sizes"))
     limited = [operand.shape[axis] for axis in numbers.start_index_map]
-    known = all(isinstance(size, int) and size > 0 for size in limited)
+    known = all(isinstance(size, int) for size in limited)
     if mode == lax.GatherScatterMode.PROMISE_IN_BOUNDS or not known:
         return _bind(eqn, operand, indices)
     largest = jnp.iinfo(indices.dtype).max
@@ -199,7 +218,6 @@ _RULES: dict[str, Callable[..., Any]] = {
     "clamp": _clamp,
     "cond": _cond,
     "conv_general_dilated": _conv_general_dilated,
-    "dot_general": _dot_general,
     "gather": _gather,
     "rem": _rem,
     "rev": _rev,
