@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from fobt._exported import Weights
 from fobt._leaves import leaf_paths
+from fobt._litert_converter import check_runs, convert
+from fobt._litert_primitives import in_known_primitives
 from fobt._litert_weights import check_leaf, store_weights
 from fobt._params import dequantize, leaves_of_quantized
 from fobt._quantized import Quantized
-
-_SIGNATURE = "serving_default"
 
 
 def to_litert(function: Callable[..., Any], quantized: Any, *inputs: Any) -> bytes:
     """A LiteRT model (.tflite) of a function whose quantized weights are integers of few bits.
 
-    JAX lowers the function at the dequantized weights to StableHLO, `litert-converter` makes a model of it, and every
-    constant in it that is a quantized leaf is replaced by the leaf's codes and scales, from which the operator
-    DEQUANTIZE makes float32 weights: INT2 for one and two bits, which LiteRT stores alike, INT4 for three and four,
-    INT8 up to eight. Levels of logarithmic grids are multiples of the smallest one, so that three bits take INT4 and
-    four INT8. Activations stay in float32.
+    JAX lowers the function to StableHLO, with the quantized leaves as inputs, and `litert-converter` makes a model of
+    it. Then each of these inputs becomes a constant, the leaf's codes and scales, from which the operator DEQUANTIZE
+    makes float32 weights: INT2 for one and two bits, which LiteRT stores alike, INT4 for three and four, INT8 up to
+    eight. Levels of logarithmic grids are multiples of the smallest one, so that three bits take INT4 and four INT8.
+    Transposing, reshaping, reversing and slicing of a leaf is done beforehand; whatever else a function computes of a
+    leaf, it computes in each run (fold batch normalisation first). A leaf that is used in two orders of its axes is
+    stored twice. Activations stay in float32.
+
+    Loops of a known number of steps (`lax.scan`, scanned layers) are unrolled. A transposed convolution becomes one
+    of an image with zeros between its pixels. Infinities and NaN among activations are treated as LiteRT's kernels do.
 
     The packages are `pip install 'fobt[litert]'` and, because it pins an old version of `typing-extensions` for a part
     that is not used here, `pip install --no-deps litert-converter`.
@@ -39,10 +44,13 @@ def to_litert(function: Callable[..., Any], quantized: Any, *inputs: Any) -> byt
       The content of a .tflite file. Its signature, serving_default, has the inputs input, or input_0, input_1, ...;
       outputs likewise.
 
+    Warns:
+      UserWarning: the function does not use a quantized leaf, which is left out of the model.
+
     Raises:
-      ValueError: a leaf cannot be stored: it is no constant of the converted model, because the function computes with
-        it before a layer uses it; has two scales, blocks, scales along two axes, 5 bits on a logarithmic grid, or
-        weights that are not float32.
+      ValueError: a leaf cannot be stored: it has two scales, blocks, scales along two axes or ones that are not finite,
+        5 bits on a logarithmic grid, or weights that are not float32. Or the function uses something that LiteRT or its
+        converter does not have, which the message names: while loops, sorting, random numbers, integers of few bits.
       ImportError: one of the two packages is not installed.
 
     Example:
@@ -57,31 +65,33 @@ def to_litert(function: Callable[..., Any], quantized: Any, *inputs: Any) -> byt
       array([[3., 4.]], dtype=float32)
     """
     weights = dequantize(quantized)
-    paired = zip(leaf_paths(weights), leaves_of_quantized(quantized), jax.tree.leaves(weights), strict=True)
-    found = [(Weights.of(path, leaf), np.asarray(array)) for path, leaf, array in paired if isinstance(leaf, Quantized)]
-    for leaf, _ in found:
+    arrays, structure = jax.tree.flatten(weights)
+    # The leaves are inputs of what is converted, so that no arithmetic is done with their values beforehand.
+    leaves = {
+        i: Weights.of(path, leaf)
+        for i, (path, leaf) in enumerate(zip(leaf_paths(weights), leaves_of_quantized(quantized), strict=True))
+        if isinstance(leaf, Quantized)
+    }
+    for leaf in leaves.values():
         check_leaf(leaf)
-    exported = jax.export.export(jax.jit(lambda *arguments: function(weights, *arguments)))(*inputs)
-    return store_weights(_convert(exported), [leaf for leaf, _ in found], [array for _, array in found])
+    leaves = {i: leaf for i, leaf in leaves.items() if leaf.codes.size}
 
+    def of_leaves(values: list[jax.Array], *inputs: Any) -> Any:
+        given = dict(zip(leaves, values, strict=True))
+        return function(jax.tree.unflatten(structure, [given.get(i, array) for i, array in enumerate(arrays)]), *inputs)
 
-def _convert(exported: jax.export.Exported) -> bytes:
-    """A LiteRT model with float32 constants."""
-    try:
-        from litert_converter import converter_api_ext as converter
-        from litert_converter.mlir import ir, passmanager
-    except ImportError as error:
-        raise ImportError("to_litert needs litert-converter: pip install --no-deps litert-converter.") from error
-    names = [_names("input", len(exported.in_avals)), _names("output", len(exported.out_avals))]
-    context = ir.Context()
-    converter.prepare_mlir_context(context)
-    with context:
-        module = ir.Module.parse(exported.mlir_module())
-        converter.set_signature(module.operation, _SIGNATURE, *names)
-        passes = passmanager.PassManager()
-        converter.run_convert_to_tfl_passes(module, passes, converter.ConvertToTFLConfig())
-        passes.run(module.operation)
-        return converter.export_flatbuffer_to_bytes(module.operation)
+    types = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves.values()]
+    exported = jax.export.export(jax.jit(in_known_primitives(of_leaves), keep_unused=True), platforms=["cpu"])(
+        types, *inputs
+    )
+    names = [f"leaf_{i}" for i in leaves]
+    count = len(exported.in_avals) - len(leaves)
+    content = convert(exported, [*names, *_names("input", count)], _names("output", len(exported.out_avals)))
+    model, unused = store_weights(content, dict(zip(names, leaves.values(), strict=True)))
+    if unused:
+        warnings.warn(f"function does not use the leaves {unused}, which are left out of the model.", stacklevel=2)
+    check_runs(model, exported)
+    return model
 
 
 def _names(stem: str, count: int) -> list[str]:

@@ -1,14 +1,14 @@
-"""Quantized weights in a LiteRT model: constants of float32 become integers of few bits, and their scales."""
+"""Quantized weights in a LiteRT model: inputs of float32 become constants of few bits, and their scales."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from fobt._exported import Weights, integer_bytes
+from fobt._litert_graph import Graph
 
 _STORED_BITS = {
     "binary": {1: 2},
@@ -18,57 +18,20 @@ _STORED_BITS = {
 }
 
 
-def store_weights(content: bytes, leaves: Sequence[Weights], arrays: Sequence[np.ndarray]) -> bytes:
-    """The model in `content`, where every constant that is a leaf becomes its integers, dequantized.
+def store_weights(content: bytes, leaves: Mapping[str, Weights]) -> tuple[bytes, list[str]]:
+    """The model in `content`, where every input that is a leaf becomes a constant of integers, dequantized.
 
     Args:
-      content: a model with constants of float32.
-      leaves: the leaves.
-      arrays: their dequantized weights. A constant is a leaf if it is this array, whatever the order of its axes.
+      content: a model whose signature has the leaves among its inputs.
+      leaves: the leaves, by the names of their inputs.
 
     Returns:
-      The content of the new model.
+      The content of the new model, and the paths of the leaves that it does not use.
     """
-    flatbuffer, schema = import_litert()
-    model = flatbuffer.read_model_from_bytearray(bytearray(content))
-    # Equal leaves are one constant of the model.
-    named = {
-        (array.shape, array.tobytes()): (leaf, array) for leaf, array in zip(leaves, arrays, strict=True) if array.size
-    }
-    found = set()
-    for graph in model.subgraphs:
-        for index, tensor in enumerate(list(graph.tensors)):
-            data = model.buffers[tensor.buffer].data
-            if tensor.type != schema.TensorType.FLOAT32 or data is None or not len(data):
-                continue
-            constant = np.frombuffer(bytes(data), np.float32).reshape(tensor.shape)
-            for key, (leaf, array) in named.items():
-                if (permutation := _order(array, constant)) is not None:
-                    found.add(key)
-                    _store(leaf.transpose(permutation), tensor, model, schema)
-                    _dequantize(index, graph, model, schema)
-                    break
-    for key, (leaf, array) in named.items():
-        if key not in found:
-            raise ValueError(
-                f"quantized has the leaf {leaf.name!r} of shape {array.shape}, which is no constant of the converted "
-                "model: function must hand it to a layer as it is (fold batch normalisation first)."
-            )
-    used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
-    for index, buffer in enumerate(model.buffers):
-        if index not in used:
-            buffer.data = None
-    return bytes(flatbuffer.convert_object_to_bytearray(model))
-
-
-def import_litert() -> tuple[Any, Any]:
-    """The modules of ai-edge-litert for reading and writing models, imported only where one is written."""
-    try:
-        from ai_edge_litert import schema_py_generated
-        from ai_edge_litert.tools import flatbuffer_utils
-    except ImportError as error:
-        raise ImportError("to_litert needs the package ai-edge-litert: pip install 'fobt[litert]'.") from error
-    return flatbuffer_utils, schema_py_generated
+    graph = Graph(content)
+    inputs = graph.take_inputs(leaves)
+    unused = [leaf.name for name, leaf in leaves.items() if not _store(graph, inputs[name], _Integers.of(leaf))]
+    return graph.content(), unused
 
 
 def check_leaf(leaf: Weights) -> None:
@@ -82,66 +45,90 @@ def check_leaf(leaf: Weights) -> None:
         reason = "has a scale for each block, allowed is one for the tensor or for each index of one axis"
     elif sum(size > 1 for size in leaf.scales[0].shape) > 1:
         reason = f"has scales of shape {leaf.scales[0].shape}, allowed is one axis with more than one"
+    elif not np.all(np.isfinite(leaf.scales[0])):
+        reason = "has a scale that is infinite or no number"
     elif leaf.grid.bits not in _STORED_BITS[leaf.grid.spacing]:
         reason = f"is on a logarithmic grid of {leaf.grid.bits} bits, allowed are 2 to 4"
     if reason is not None:
         raise ValueError(f"quantized has the leaf {leaf.name!r}, which LiteRT cannot store: it {reason}.")
 
 
-def _order(array: np.ndarray, constant: np.ndarray) -> tuple[int, ...] | None:
-    """The order of axes in which the array is the constant, or None."""
-    if array.size != constant.size or array.ndim != constant.ndim:
-        return None
-    for permutation in itertools.permutations(range(array.ndim)):
-        permuted = array.transpose(permutation)
-        if permuted.shape == constant.shape and np.array_equal(permuted, constant):
-            return permutation
-    return None
+@dataclasses.dataclass(frozen=True)
+class _Integers:
+    """A constant of integers.
+
+    Attributes:
+      name: the path of the leaf.
+      codes: the integers, int8.
+      step: the weight of integer 1, positive, float32; of the rank of the codes, with at most one axis of full size,
+        the others of size 1.
+      bits: 2, 4 or 8, of each integer.
+    """
+
+    name: str
+    codes: np.ndarray
+    step: np.ndarray
+    bits: int
+
+    @classmethod
+    def of(cls, leaf: Weights) -> _Integers:
+        codes, (step,) = leaf.codes, leaf.steps
+        if leaf.grid.spacing == "logarithmic":
+            codes = (np.sign(codes) * 2.0 ** (np.abs(codes) - 1.0)).astype(np.int8)
+            step = step * np.float32(2.0 ** (1 - leaf.grid.max_code))
+        # LiteRT wants positive scales; folding can make negative ones, and a scale is 0 if all its weights are.
+        codes = codes * np.sign(step).astype(np.int8)
+        step = np.where(step == 0, np.float32(1), np.abs(step))
+        return cls(leaf.name, codes, step, _STORED_BITS[leaf.grid.spacing][leaf.grid.bits])
+
+    def rearranged(self, layout: Callable[[np.ndarray], np.ndarray]) -> _Integers | None:
+        """The integers in another order or shape, or None where their steps would vary along two axes."""
+        codes, step = layout(self.codes), layout(np.broadcast_to(self.step, self.codes.shape))
+        for axis in range(step.ndim):
+            first = step[(slice(None),) * axis + (slice(0, 1),)]
+            step = first if np.all(step == first) else step
+        if sum(size > 1 for size in step.shape) > 1:
+            return None
+        return dataclasses.replace(self, codes=codes, step=step)
 
 
-def _store(leaf: Weights, tensor: Any, model: Any, schema: Any) -> None:
-    """Makes a constant the integers of a leaf."""
-    codes, (step,) = leaf.codes, leaf.steps
-    if leaf.grid.spacing == "logarithmic":
-        n = leaf.grid.max_code
-        codes = (np.sign(codes) * 2.0 ** (np.abs(codes) - 1.0)).astype(np.int8)
-        step = step * np.float32(2.0 ** (1 - n))
-    # LiteRT wants positive scales; folding can make negative ones, and a scale is 0 if all its weights are.
-    codes, step = codes * np.sign(step).astype(np.int8), np.where(step == 0, np.float32(1), np.abs(step))
-    bits = _STORED_BITS[leaf.grid.spacing][leaf.grid.bits]
-    tensor.type = {2: schema.TensorType.INT2, 4: schema.TensorType.INT4, 8: schema.TensorType.INT8}[bits]
-    tensor.buffer = len(model.buffers)
-    buffer = schema.BufferT()
-    buffer.data = integer_bytes(codes, bits)
-    model.buffers.append(buffer)
-    tensor.quantization = schema.QuantizationParametersT()
-    tensor.quantization.scale = step.ravel()
-    tensor.quantization.zeroPoint = np.zeros(step.size, np.int64)
-    tensor.quantization.quantizedDimension = int(np.argmax(step.shape))
+def _store(graph: Graph, tensor: int, integers: _Integers) -> bool:
+    """Makes a tensor the dequantized integers; False if nothing uses it.
+
+    What only rearranges them is done here, so that it costs nothing where the model runs. A product of a matrix with
+    two axes becomes the operator for dense layers, which is faster and wants the matrix transposed.
+    """
+    if not integers.codes.size:
+        return bool(graph.users(tensor))
+    used, transposed = False, None
+    kept = graph.is_output(tensor)
+    for operator in graph.users(tensor):
+        used = True
+        layout = graph.layout(operator)
+        moved = integers.rearranged(layout) if layout is not None and operator.inputs[0] == tensor else None
+        if moved is not None:
+            graph.remove(operator)
+            _store(graph, operator.outputs[0], moved)
+        elif graph.is_product_with_matrix(operator, tensor):
+            if transposed is None:
+                transposed = graph.new_tensor(integers.codes.shape[::-1])
+                matrix = integers.rearranged(np.transpose)
+                assert matrix is not None  # The axes are the same.
+                _add(graph, transposed, matrix)
+            graph.make_dense(operator, transposed)
+        else:
+            kept = True
+    if kept:
+        _add(graph, tensor, integers)
+    return used or kept
 
 
-def _dequantize(index: int, graph: Any, model: Any, schema: Any) -> None:
-    """Lets everything that uses a tensor use its dequantized weights."""
-    weights = schema.TensorT()
-    weights.shape, weights.type, weights.buffer = graph.tensors[index].shape, schema.TensorType.FLOAT32, 0
-    new = len(graph.tensors)
-    graph.tensors.append(weights)
-    for operator in graph.operators:
-        operator.inputs = [new if used == index else used for used in operator.inputs]
-    graph.outputs = [new if used == index else used for used in graph.outputs]
-    dequantize = schema.OperatorT()
-    dequantize.opcodeIndex = _operator_code(model, schema)
-    dequantize.inputs, dequantize.outputs = [index], [new]
-    graph.operators.insert(0, dequantize)
-
-
-def _operator_code(model: Any, schema: Any) -> int:
-    """Where the model lists DEQUANTIZE among the operators that it uses."""
-    kind = schema.BuiltinOperator.DEQUANTIZE
-    for index, code in enumerate(model.operatorCodes):
-        if code.builtinCode == kind:
-            return index
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = kind
-    model.operatorCodes.append(code)
-    return len(model.operatorCodes) - 1
+def _add(graph: Graph, tensor: int, integers: _Integers) -> None:
+    graph.add_dequantized(
+        tensor,
+        integers.name,
+        integer_bytes(integers.codes, integers.bits),
+        integers.bits,
+        integers.step.ravel(),
+        int(np.argmax(integers.step.shape)) if integers.step.ndim else 0,
+    )
