@@ -95,3 +95,8 @@ class Weights:
 def integer_bytes(integers: np.ndarray, bits: int) -> np.ndarray:
     """Integers, int8, in C order, as their lowest 2, 4 or 8 bits in two's complement, low bits of a byte first."""
     return pack_fields(integers.ravel().view(np.uint8) & np.uint8(2**bits - 1), bits, "bits")
+
+
+def numbered(stem: str, count: int) -> list[str]:
+    """The names of the inputs or outputs of a model: the stem, with a number behind it where there are several."""
+    return [stem] if count == 1 else [f"{stem}_{i}" for i in range(count)]

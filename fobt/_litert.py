@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 
-from fobt._exported import Weights
+from fobt._exported import Weights, numbered
 from fobt._leaves import leaf_paths
 from fobt._litert_converter import check_runs, convert
 from fobt._litert_primitives import in_known_primitives
 from fobt._litert_weights import check_leaf, store_weights
+from fobt._packing import unpack
 from fobt._params import dequantize, leaves_of_quantized
 from fobt._quantized import Quantized
 
@@ -36,7 +37,7 @@ def to_litert(function: Callable[..., Any], quantized: Any, *inputs: Any) -> byt
 
     Args:
       function: from a tree of weights, and the inputs, to an array or a tree of arrays.
-      quantized: the tree of weights as `quantize` returns it; leaves that are not quantized stay in float32.
+      quantized: the tree of weights as `quantize` or `pack` returns it; leaves that are not quantized stay in float32.
       *inputs: one example, array or `jax.ShapeDtypeStruct`, for every further argument. A dimension that is symbolic
         (`jax.export.symbolic_shape`) is free in the model, which is larger then.
 
@@ -64,6 +65,7 @@ def to_litert(function: Callable[..., Any], quantized: Any, *inputs: Any) -> byt
       >>> run(input=x)["output"]
       array([[3., 4.]], dtype=float32)
     """
+    quantized = unpack(quantized)
     weights = dequantize(quantized)
     arrays, structure = jax.tree.flatten(weights)
     # The leaves are inputs of what is converted, so that no arithmetic is done with their values beforehand.
@@ -86,13 +88,9 @@ def to_litert(function: Callable[..., Any], quantized: Any, *inputs: Any) -> byt
     )
     names = [f"leaf_{i}" for i in leaves]
     count = len(exported.in_avals) - len(leaves)
-    content = convert(exported, [*names, *_names("input", count)], _names("output", len(exported.out_avals)))
+    content = convert(exported, [*names, *numbered("input", count)], numbered("output", len(exported.out_avals)))
     model, unused = store_weights(content, dict(zip(names, leaves.values(), strict=True)))
     if unused:
         warnings.warn(f"function does not use the leaves {unused}, which are left out of the model.", stacklevel=2)
     check_runs(model, exported)
     return model
-
-
-def _names(stem: str, count: int) -> list[str]:
-    return [stem] if count == 1 else [f"{stem}_{i}" for i in range(count)]

@@ -11,17 +11,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-# Primitives that call a jaxpr, and the name under which they hold it.
-_CALLS = {
-    "checkpoint": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "composite": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vmap_call": "call",
-    "jit": "jaxpr",
-    "remat2": "jaxpr",
-}
+from fobt._calls import called_jaxpr
 
 # What the converter makes wrong models of, or models that do not run.
 _REFUSED = {
@@ -64,9 +54,8 @@ def _results(eqn: Any, inputs: list[Any]) -> Sequence[Any]:
     name = eqn.primitive.name
     if name in _REFUSED:
         raise refusal(name, _REFUSED[name])
-    if name in _CALLS:
-        called = eqn.params[_CALLS[name]]
-        return _evaluate(called if isinstance(called, core.ClosedJaxpr) else core.ClosedJaxpr(called, ()), inputs)
+    if (called := called_jaxpr(eqn)) is not None:
+        return _evaluate(called, inputs)
     if name not in ("cond", "scan") and any(0 in atom.aval.shape for atom in (*eqn.invars, *eqn.outvars)):
         return _with_empty_arrays(eqn, inputs)
     results = _RULES.get(name, _bind)(eqn, *inputs)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from fobt._exported import Weights
+from fobt._calls import called_jaxpr
+from fobt._exported import Weights, numbered
 from fobt._leaves import leaf_paths
 from fobt._onnx_functions import DOMAIN
 from fobt._onnx_graph import Constant, Graph, Tensor, Value
@@ -20,17 +21,6 @@ from fobt._onnx_types import Unsupported
 from fobt._packing import unpack
 from fobt._params import dequantize, leaves_of_quantized
 from fobt._quantized import Quantized
-
-# Primitives that call a jaxpr, and the name under which they hold it.
-_CALLS = {
-    "checkpoint": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "remat2": "jaxpr",
-}
 
 
 def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: bool = False) -> Any:
@@ -92,12 +82,12 @@ def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: b
     input_types = closed.in_avals[len(jax.tree.leaves(weights)) :]
     tensors = [
         Tensor(name, aval.shape, np.dtype(aval.dtype))
-        for name, aval in zip(_names("input", input_types), input_types, strict=True)
+        for name, aval in zip(numbered("input", len(input_types)), input_types, strict=True)
     ]
     leaves = [_leaf(path, leaf) for path, leaf in zip(leaf_paths(weights), leaves_of_quantized(quantized), strict=True)]
     paths = [leaf.name for leaf in leaves if isinstance(leaf, Weights)]
-    graph = Graph(tensors, _names("output", closed.out_avals), paths, base3=base3)
-    results = _convert(graph, closed.jaxpr, _constants(closed.consts), [*leaves, *tensors])
+    graph = Graph(tensors, numbered("output", len(closed.out_avals)), paths, base3=base3)
+    results = _convert(graph, closed, [*leaves, *tensors])
     graph.add_outputs(results)
     return _model(graph, tensors, closed.out_avals)
 
@@ -112,8 +102,9 @@ def _constants(arrays: Iterable[Any]) -> list[Value]:
     return [Constant(np.asarray(array)) for array in arrays]
 
 
-def _convert(graph: Graph, jaxpr: Any, constants: list[Value], arguments: list[Value]) -> list[Value]:
+def _convert(graph: Graph, closed: core.ClosedJaxpr, arguments: list[Value]) -> list[Value]:
     """The values of the outputs of a jaxpr."""
+    jaxpr, constants = closed.jaxpr, _constants(closed.consts)
     values: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
 
     def read(atom: Any) -> Value:
@@ -122,12 +113,8 @@ def _convert(graph: Graph, jaxpr: Any, constants: list[Value], arguments: list[V
 
     for eqn in jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
-        name = eqn.primitive.name
-        if name in _CALLS:
-            called = eqn.params[_CALLS[name]]
-            outputs = _convert(
-                graph, getattr(called, "jaxpr", called), _constants(getattr(called, "consts", ())), inputs
-            )
+        if (called := called_jaxpr(eqn)) is not None:
+            outputs = _convert(graph, called, inputs)
         elif (known := _known(eqn, inputs)) is not None:
             outputs = known
         else:
@@ -176,10 +163,6 @@ def _array(value: Value, aval: Any) -> np.ndarray | None:
     if 0 in aval.shape:
         return np.zeros(aval.shape, aval.dtype)
     return np.broadcast_to(value.array, aval.shape) if isinstance(value, Constant) else None
-
-
-def _names(stem: str, items: Sequence[Any]) -> list[str]:
-    return [stem] if len(items) == 1 else [f"{stem}_{i}" for i in range(len(items))]
 
 
 def _model(graph: Graph, inputs: Sequence[Tensor], output_types: Sequence[Any]) -> Any:
