@@ -37,6 +37,10 @@ class Granularity(abc.ABC):
         return np.ones((1,) * len(shape))
 
     @abc.abstractmethod
+    def stacked(self, count: int) -> Granularity:
+        """The same groups in each of the tensors that are stacked along `count` leading axes."""
+
+    @abc.abstractmethod
     def squeeze(self, scale: jax.Array) -> jax.Array:
         """From one number per group in grouped form (`keepdims`) to the shape in which scales are stored."""
 
@@ -51,6 +55,9 @@ class PerTensor(Granularity):
 
     def axes(self, ndim: int) -> tuple[int, ...]:
         return tuple(range(ndim))
+
+    def stacked(self, count: int) -> Granularity:
+        return PerChannel(tuple(range(count))) if count else self
 
     def squeeze(self, scale: jax.Array) -> jax.Array:
         return scale.reshape(())
@@ -68,6 +75,9 @@ class PerChannel(Granularity):
     def axes(self, ndim: int) -> tuple[int, ...]:
         kept = {_canonical(axis, ndim) for axis in self.kept}
         return tuple(axis for axis in range(ndim) if axis not in kept)
+
+    def stacked(self, count: int) -> Granularity:
+        return PerChannel((*range(count), *(axis + count if axis >= 0 else axis for axis in self.kept)))
 
     def squeeze(self, scale: jax.Array) -> jax.Array:
         return scale
@@ -90,6 +100,9 @@ class PerBlock(Granularity):
 
     def axes(self, ndim: int) -> tuple[int, ...]:
         return (_canonical(self.axis, ndim) + 1,)
+
+    def stacked(self, count: int) -> Granularity:
+        return PerBlock(self.size, self.axis + count if self.axis >= 0 else self.axis)
 
     def group(self, x: jax.Array) -> jax.Array:
         axis = _canonical(self.axis, x.ndim)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -66,8 +67,8 @@ def per_leaf(*rules: Rule, default: LeafQuantizer = Identity()) -> PerLeaf:
     - a tree of bools with the structure of the params, or a prefix of it.
 
     A rule selects leaves of any rank. The leaves that no rule selects are treated by `default` as a quantizer on its
-    own treats a tree: it takes floating leaves of two or more dimensions. That includes embeddings, and biases stacked
-    over scanned layers.
+    own treats a tree: it takes floating leaves of two or more dimensions, not counting those along which tensors are
+    `stacked`. That includes embeddings; a warning says so where it includes biases, or scales of a normalisation.
 
     Args:
       *rules: pairs of a selector and a quantizer (not another `per_leaf`).
@@ -121,10 +122,32 @@ def leaf_quantizers(quantizer: TreeQuantizer, params: optax.Params) -> list[Quan
                     "only floating leaves can be quantized."
                 )
             chosen[i] = rule_quantizer
-    for i, leaf in enumerate(leaves):
-        if chosen[i] is None and _is_floating(leaf) and jnp.ndim(leaf) >= 2:
-            chosen[i] = default
+    least_rank = 2 + (default.stacked if isinstance(default, Quantizer) else 0)
+    taken = [
+        i
+        for i, leaf in enumerate(leaves)
+        if chosen[i] is None and isinstance(default, Quantizer) and _is_floating(leaf) and jnp.ndim(leaf) >= least_rank
+    ]
+    for i in taken:
+        chosen[i] = default
+    _warn_of_vectors([f"{paths[i]} {jnp.shape(leaves[i])}" for i in taken if _is_called_like_a_vector(paths[i], paths)])
     return [leaf_quantizer if isinstance(leaf_quantizer, Quantizer) else None for leaf_quantizer in chosen]
+
+
+def _is_called_like_a_vector(path: str, paths: list[str]) -> bool:
+    """Whether Flax, Equinox or Haiku gives this path to a leaf of one axis."""
+    module, _, name = path.rpartition("/")
+    return name in ("bias", "scale") or (name == "b" and f"{module}/w".removeprefix("/") in paths)
+
+
+def _warn_of_vectors(leaves: list[str]) -> None:
+    if leaves:
+        warnings.warn(
+            f"the quantizer takes these leaves for matrices: {', '.join(leaves)}. If tensors are stacked along leading "
+            "axes (seeds, scanned layers), say so, as in fobt.binary(stacked=1), and each has scales of its own; "
+            "otherwise choose leaves with fobt.per_leaf.",
+            stacklevel=2,
+        )
 
 
 def leaf_paths(tree: Any, is_leaf: Callable[[Any], bool] = lambda _: False) -> list[str]:

@@ -43,6 +43,8 @@ class Quantizer:
 
         The binary grid has a closed form and uses none of them.
       scales: 1, or 2 where positive and negative weights are projected separately (ternary grid).
+      stacked: leading axes of a leaf along which tensors are stacked, each with scales of its own, as `granularity`
+        says; the leaves of a tree that it takes by default have two axes more.
 
     Example:
       >>> import fobt
@@ -59,6 +61,7 @@ class Quantizer:
     granularity: Granularity
     solver: Solver
     scales: int
+    stacked: int = 0
 
     def __call__(
         self, weights: ArrayLike, curvature: ArrayLike | None = None, *, codes: ArrayLike | None = None
@@ -196,11 +199,12 @@ class Quantizer:
         return self.grid.nearest(problem.r / assigning), jnp.where(largest == 0, 1, fitted * largest)
 
 
-def binary(*, granularity: Granularity = PerTensor()) -> Quantizer:  # noqa: B008 - immutable
+def binary(*, granularity: Granularity = PerTensor(), stacked: int = 0) -> Quantizer:  # noqa: B008 - immutable
     """One bit: codes -1 and +1, with the scale α = Σ C|w| / Σ C.
 
     Args:
       granularity: which weights share a scale.
+      stacked: leading axes along which tensors are stacked, such as seeds or the layers of a scan; see `Quantizer`.
 
     Returns:
       The quantizer.
@@ -213,7 +217,7 @@ def binary(*, granularity: Granularity = PerTensor()) -> Quantizer:  # noqa: B00
       >>> fobt.binary()([0.5, -1.5], curvature=[3.0, 1.0]).dequantize()
       Array([ 0.75, -0.75], dtype=float32)
     """
-    return _make(Grid("binary", 1), granularity, "histogram")
+    return _make(Grid("binary", 1), granularity, "histogram", stacked)
 
 
 def ternary(
@@ -221,6 +225,7 @@ def ternary(
     scales: Literal[1, 2] = 1,
     solver: Solver = "histogram",
     granularity: Granularity = PerTensor(),  # noqa: B008 - immutable
+    stacked: int = 0,
 ) -> Quantizer:
     """Ternary weights: codes -1, 0 and +1, stored in two bits; LAT, and with two scales LAT2.
 
@@ -228,6 +233,7 @@ def ternary(
       scales: 1, or 2 for one scale of the positive and one of the negative weights, which are projected separately.
       solver: "exact", "histogram" or "alternating", see `Quantizer`.
       granularity: which weights share a scale.
+      stacked: leading axes along which tensors are stacked, such as seeds or the layers of a scan; see `Quantizer`.
 
     Returns:
       The quantizer.
@@ -242,16 +248,23 @@ def ternary(
     """
     if scales not in (1, 2):
         raise ValueError(f"scales must be 1 or 2, got {scales!r}.")
-    return _make(Grid("linear", 2), granularity, solver, int(scales))
+    return _make(Grid("linear", 2), granularity, solver, stacked, int(scales))
 
 
-def linear(bits: int, *, solver: Solver = "histogram", granularity: Granularity = PerTensor()) -> Quantizer:  # noqa: B008 - immutable
+def linear(
+    bits: int,
+    *,
+    solver: Solver = "histogram",
+    granularity: Granularity = PerTensor(),  # noqa: B008 - immutable
+    stacked: int = 0,
+) -> Quantizer:
     """Equally spaced levels {0, ±1/n, ..., ±1}, n = 2^(bits-1) - 1. Two bits are ternary.
 
     Args:
       bits: 2 to 8.
       solver: "exact", "histogram" or "alternating", see `Quantizer`.
       granularity: which weights share a scale.
+      stacked: leading axes along which tensors are stacked, such as seeds or the layers of a scan; see `Quantizer`.
 
     Returns:
       The quantizer.
@@ -265,16 +278,23 @@ def linear(bits: int, *, solver: Solver = "histogram", granularity: Granularity 
       >>> quantized.codes, quantized.scale
       (Array([ 3, -1,  0,  2], dtype=int8), Array(3., dtype=float32))
     """
-    return _make(Grid("linear", _checked_bits(bits, 8)), granularity, solver)
+    return _make(Grid("linear", _checked_bits(bits, 8)), granularity, solver, stacked)
 
 
-def logarithmic(bits: int, *, solver: Solver = "histogram", granularity: Granularity = PerTensor()) -> Quantizer:  # noqa: B008 - immutable
+def logarithmic(
+    bits: int,
+    *,
+    solver: Solver = "histogram",
+    granularity: Granularity = PerTensor(),  # noqa: B008 - immutable
+    stacked: int = 0,
+) -> Quantizer:
     """Powers of two {0, ±2^-(n-1), ..., ±1/2, ±1}, n = 2^(bits-1) - 1. Two bits are ternary.
 
     Args:
       bits: 2 to 5.
       solver: "exact", "histogram" or "alternating", see `Quantizer`.
       granularity: which weights share a scale.
+      stacked: leading axes along which tensors are stacked, such as seeds or the layers of a scan; see `Quantizer`.
 
     Returns:
       The quantizer.
@@ -288,15 +308,18 @@ def logarithmic(bits: int, *, solver: Solver = "histogram", granularity: Granula
       >>> quantized.codes, quantized.scale
       (Array([ 3, -1,  0,  2], dtype=int8), Array(4., dtype=float32))
     """
-    return _make(Grid("logarithmic", _checked_bits(bits, 5)), granularity, solver)
+    return _make(Grid("logarithmic", _checked_bits(bits, 5)), granularity, solver, stacked)
 
 
-def _make(grid: Grid, granularity: Granularity, solver: Solver, scales: int = 1) -> Quantizer:
+def _make(grid: Grid, granularity: Granularity, solver: Solver, stacked: int, scales: int = 1) -> Quantizer:
     if not isinstance(granularity, Granularity):
         raise ValueError(f"granularity must be made by per_tensor, per_channel or per_block, got {granularity!r}.")
     if solver not in get_args(Solver):
         raise ValueError(f"solver must be one of {get_args(Solver)}, got {solver!r}.")
-    return Quantizer(grid, granularity, solver, scales)
+    if isinstance(stacked, bool) or not hasattr(stacked, "__index__") or stacked < 0:
+        raise ValueError(f"stacked must be an integer of at least 0, got {stacked!r}.")
+    count = operator.index(stacked)
+    return Quantizer(grid, granularity.stacked(count), solver, scales, count)
 
 
 def _checked_weights(weights: ArrayLike) -> jax.Array:
