@@ -20,7 +20,7 @@ WRITTEN = ["a/b", "a~1b", "~01/~0"]  # as trees are flattened
 
 
 def test_a_json_pointer_without_its_first_slash():
-    Pair = collections.namedtuple("Pair", ["left", "right"])  # noqa: N806, PYI024
+    Pair = collections.namedtuple("Pair", ["left", "right"])
     tree = {"a": [1, (2, {"": 3})], "b": Pair(4, None), "c": {0: 5, 10: 6}, "": {"a": 7}}
     assert leaf_paths(tree) == ["/a", "a/0", "a/1/0", "a/1/1/", "b/left", "c/0", "c/10"]
     assert leaf_paths(SLASHES) == WRITTEN
