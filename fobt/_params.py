@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from fobt._leaves import TreeQuantizer, leaf_paths, leaf_quantizers
+from fobt._curvature import curvatures
+from fobt._leaves import TreeQuantizer, leaf_quantizers
 from fobt._packing import Packed
 from fobt._quantized import Quantized
-from fobt._quantizers import Quantizer
-
-# Only guards zeros: weights whose gradient has always been zero keep a vote, a vanishing one.
-_EPS = 1e-8
 
 
 def quantize(params: optax.Params, state: optax.OptState | None, quantizer: TreeQuantizer) -> Any:
@@ -118,49 +113,5 @@ def leaves_of_quantized(tree: Any) -> list[Any]:
     return jax.tree.leaves(tree, is_leaf=_is_quantized)
 
 
-def curvatures(
-    params: optax.Params, state: optax.OptState | None, quantizers: Sequence[Quantizer | None]
-) -> list[jax.Array | None]:
-    """√v + ε for every leaf of `params` that has a quantizer; None for the others, and where there is no state."""
-    second_moments = _second_moments(params, state, [quantizer is not None for quantizer in quantizers])
-    return [
-        None if nu is None else jnp.sqrt(nu.astype(jnp.promote_types(nu.dtype, jnp.float32))) + _EPS
-        for nu in second_moments
-    ]
-
-
-def _second_moments(params: optax.Params, state: optax.OptState | None, needed: list[bool]) -> list[jax.Array | None]:
-    """For every leaf of `params` its second moment in `state`, or None where none is needed."""
-    if state is None or not any(needed):
-        return [None] * len(needed)
-    # An optimizer that sees only a part of the params (`masked`, `partition`) has holes for the others.
-    found: list[list[jax.Array]] = [[] for _ in needed]
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
-    for path, tree in optax.tree_utils.tree_get_all_with_path(state, "nu"):
-        moments = jax.tree.leaves(tree, is_leaf=_is_hole)
-        is_parameter_called_nu = isinstance(path[-1], jax.tree_util.DictKey)
-        if is_parameter_called_nu or len(moments) != len(shapes):
-            continue
-        if all(_is_hole(nu) or jnp.shape(nu) == shape for nu, shape in zip(moments, shapes, strict=True)):
-            for candidates, nu in zip(found, moments, strict=True):
-                candidates.extend([] if _is_hole(nu) else [nu])
-    for path, candidates, need in zip(leaf_paths(params), found, needed, strict=True):
-        if need and not candidates:
-            raise ValueError(
-                f"state must hold a second moment `nu` that fits the quantized leaf {path!r}, found none. Optimizers "
-                "such as optax.adam, rmsprop and fobt.forward_backtrack keep one; pass state=None for curvature 1."
-            )
-        if need and len(candidates) > 1:
-            raise ValueError(
-                f"state must hold one second moment `nu` that fits the quantized leaf {path!r}, found "
-                f"{len(candidates)}. Pass the part of the state that belongs to the optimizer you mean."
-            )
-    return [candidates[0] if need else None for candidates, need in zip(found, needed, strict=True)]
-
-
 def _is_quantized(leaf: Any) -> bool:
     return isinstance(leaf, Quantized)
-
-
-def _is_hole(leaf: Any) -> bool:
-    return isinstance(leaf, optax.MaskedNode)

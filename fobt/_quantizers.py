@@ -189,9 +189,7 @@ class Quantizer:
         """The closed form, in grouped form."""
         # Maxima of the weights as they are, not of expressions of them, are the ones that XLA takes fastest on CPU. So
         # pinned weights are among them; the unit has a limit, that others do not vanish beside the largest floats.
-        largest = jnp.maximum(
-            jnp.max(w, axes, keepdims=True, initial=0), -jnp.min(w, axes, keepdims=True, initial=0)
-        )
+        largest = jnp.maximum(jnp.max(w, axes, keepdims=True, initial=0), -jnp.min(w, axes, keepdims=True, initial=0))
         unit = jnp.minimum(largest, 2.0 ** (jnp.finfo(w.dtype).maxexp // 2))
         problem = _solvers.Problem(_solvers.normalise(jnp.abs(w), unit), c, members.astype(w.dtype), axes)
         return _solvers.closed_form(problem, default=largest / jnp.where(unit == 0, 1, unit)) * unit

@@ -72,7 +72,7 @@ class Problem:
 
 
 def normalise(weights: jax.Array, largest: jax.Array) -> jax.Array:
-    """Weights ≥ 0 over the `largest` of their group, or as they are where that is 0; finite also where they exceed it."""
+    """Weights ≥ 0 over the `largest` of their group, or as they are where that is 0; never infinite."""
     # XLA divides by multiplying with the reciprocal, which for the largest floats is subnormal and may be flushed to 0.
     shrink = jnp.where(largest > 1, 1 / 16, 1)
     ratio = weights * shrink / jnp.where(largest == 0, 1, largest * shrink)
@@ -127,7 +127,10 @@ def exact(problem: Problem, grid: Grid) -> _Scales:
         return _refine(problem, grid, jnp.ones(()), rounds=1)
     kept = tuple(axis for axis in range(problem.r.ndim) if axis not in problem.axes)
     flat = (*(problem.r.shape[axis] for axis in kept), -1)
-    r, c = (x.transpose(*kept, *problem.axes).reshape(flat)[..., None] for x in (problem.r, problem.without_pinned(problem.curvature)))
+    r, c = (
+        x.transpose(*kept, *problem.axes).reshape(flat)[..., None]
+        for x in (problem.r, problem.without_pinned(problem.curvature))
+    )
     midpoints = jnp.asarray(grid.midpoints, r.dtype)
     midpoints, change, squared_change = (
         jnp.expand_dims(x, range(r.ndim - 1)) for x in (midpoints, *_level_changes(grid, r.dtype))
@@ -239,13 +242,13 @@ def _joint_sum(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.A
 def joint_max(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """The largest of x and of y over the axes, `keepdims`; -inf where there is none."""
     x, y = _reduced_runs(x, y, axes, -jnp.inf, jax.lax.max)
-    return tuple(jnp.max(z, axes, keepdims=True, initial=-jnp.inf) for z in (x, y))
+    return jnp.max(x, axes, keepdims=True, initial=-jnp.inf), jnp.max(y, axes, keepdims=True, initial=-jnp.inf)
 
 
 def _reduced_runs(
     x: jax.Array, y: jax.Array, axes: tuple[int, ...], initial: float, operation: Callable[[Any, Any], Any]
 ) -> tuple[jax.Array, jax.Array]:
-    """x and y, short runs of one of the axes reduced where this makes their reduction over the axes faster.
+    """Two arrays, short runs of one of the axes reduced where this makes their reduction over the axes faster.
 
     On CPU, XLA computes what one loop needs on the fly, but stores what several loops share: two separate reductions of
     expressions of the same weights cost several times as much as a joint one. A joint reduction is fast over short runs
