@@ -70,9 +70,11 @@ class Quantizer:
 
         Args:
           weights: w, floating, of any shape, also empty.
-          curvature: C, broadcast to the shape of `weights`, 0 or between 1e-30 and 1e30; a positive factor, also one
-            per group, does not matter. None means 1. Where it is 0 for all of a group, so that every α is optimal, the
-            scale is of the size of the largest magnitude.
+          curvature: C, broadcast to the shape of `weights`, 0, between 1e-30 and 1e30, or infinite; a positive factor,
+            also one per group, does not matter. None means 1. An infinite C pins a weight, which its optimizer cannot
+            move: the scale and the other codes of the group are those without it, and its code is that of the level
+            nearest to it. Where C is 0 or infinite for all of a group, so that every α is as good, the scale is of the
+            size of the largest magnitude. With two scales each sign is a group.
           codes: previous codes, in the shape of `weights`, from which the alternating solver starts; only their
             magnitudes are used. The other solvers do not need them.
 
@@ -192,7 +194,8 @@ class Quantizer:
         largest = jnp.maximum(jnp.max(w, axes, keepdims=True, initial=0), -jnp.min(w, axes, keepdims=True, initial=0))
         unit = jnp.minimum(largest, 2.0 ** (jnp.finfo(w.dtype).maxexp // 2))
         problem = _solvers.Problem(_solvers.normalise(jnp.abs(w), unit), c, members.astype(w.dtype), axes)
-        return _solvers.closed_form(problem, default=largest / jnp.where(unit == 0, 1, unit)) * unit
+        scale = _solvers.closed_form(problem, default=largest / jnp.where(unit == 0, 1, unit)) * unit
+        return jnp.where(jnp.isfinite(largest), scale, largest)  # what is not finite shall not pass as finite
 
     def _project(
         self, problem: _solvers.Problem, largest: jax.Array, codes: jax.Array | None

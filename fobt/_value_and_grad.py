@@ -27,7 +27,8 @@ def value_and_grad(
       the same random keys, its aux output dropped. Batch statistics returned as aux so come from the first pass alone.
       It knows `quantizer`: an optimizer that has been given another one raises a ValueError.
 
-    With `fobt.identity()` this is plain training, or the gradient at weights that are quantized already, of any optimizer.
+    With `fobt.identity()` this is plain training, or the gradient at weights that are quantized already; every optimizer
+    takes it.
 
     Args:
       loss_fn: a function of weights and further arguments to a scalar, or to (scalar, aux) if `has_aux`.
