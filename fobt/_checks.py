@@ -48,19 +48,16 @@ def check_state(state: Any, init: Callable[[optax.Params], Any], params: optax.P
     structure: Any = jax.tree.structure(expected)
     if jax.tree.structure(state) != structure:
         wanted = type(expected).__name__
+        must = f"state must be what init(params) of this transformation makes for the same params, {wanted}"
         if type(state) is not type(expected):
             parts = [type(part).__name__ for part in state] if type(state) in (tuple, list) else []
-            part = f", state[{parts.index(wanted)}] say," if wanted in parts else ""
-            got = f"a {type(state).__name__}{' of ' + ', '.join(parts) if parts else ''}"
-            raise ValueError(
-                "state must be what init(params) of this transformation makes for the same params, or its part in the "
-                f"state of a chain or wrapper{part} a {wanted}, got {got}."
-            )
+            part = f" Its part state[{parts.index(wanted)}] may be meant." if wanted in parts else ""
+            named = f" ({', '.join(parts[:5])})" if parts else ""
+            raise ValueError(f"{must}, got {type(state).__name__}{named}.{part}")
         paths, wanted_paths = leaf_paths(state), leaf_paths(expected)
-        differing = sorted(set(paths) ^ set(wanted_paths))[:3]
         raise ValueError(
-            f"state must be what init(params) of this transformation makes for the same params, a {wanted} of "
-            f"{len(wanted_paths)} leaves, got one of {len(paths)}, which differs at {differing}."
+            f"{must} of {len(wanted_paths)} leaves, got one of {len(paths)}, which differs at "
+            f"{sorted(set(paths) ^ set(wanted_paths))[:3]}."
         )
     for path, leaf, wanted_leaf in zip(
         leaf_paths(expected), jax.tree.leaves(state), jax.tree.leaves(expected), strict=True

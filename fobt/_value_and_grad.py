@@ -25,10 +25,10 @@ def value_and_grad(
     - `grads` is the gradient with respect to these weights, which the optimizer applies to `params`;
     - `grad_fn(weights)` is the gradient at other weights, with the same arguments, so on the same minibatch and with
       the same random keys, its aux output dropped. Batch statistics returned as aux so come from the first pass alone.
-      It knows `quantizer`: an optimizer that has been given another one raises a ValueError.
+      It knows `quantizer`: an optimizer that has been given another one raises a ValueError, unless this one is
+      `fobt.identity()`.
 
-    With `fobt.identity()` this is plain training, or the gradient at weights that are quantized already; every optimizer
-    takes it.
+    With `fobt.identity()` this is plain training, or the gradient at weights that are quantized already.
 
     Args:
       loss_fn: a function of weights and further arguments to a scalar, or to (scalar, aux) if `has_aux`.
