@@ -44,16 +44,29 @@ def check_no_holes(params: optax.Params) -> None:
 
 def check_state(state: Any, init: Callable[[optax.Params], Any], params: optax.Params) -> None:
     """Raises a ValueError unless `state` has the structure and the shapes of `init(params)`."""
-
-    def form(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
-        return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
-
     expected = jax.eval_shape(init, params)
-    if form(state) != form(expected):
+    structure: Any = jax.tree.structure(expected)
+    if jax.tree.structure(state) != structure:
+        wanted = type(expected).__name__
+        must = f"state must be what init(params) of this transformation makes for the same params, {wanted}"
+        if type(state) is not type(expected):
+            parts = [type(part).__name__ for part in state] if type(state) in (tuple, list) else []
+            part = f" Its part state[{parts.index(wanted)}] may be meant." if wanted in parts else ""
+            named = f" ({', '.join(parts[:5])})" if parts else ""
+            raise ValueError(f"{must}, got {type(state).__name__}{named}.{part}")
+        paths, wanted_paths = leaf_paths(state), leaf_paths(expected)
         raise ValueError(
-            "state must be what init(params) of this transformation makes for the same params: structure and shapes "
-            f"{form(expected)}, got {form(state)}."
+            f"{must} of {len(wanted_paths)} leaves, got one of {len(paths)}, which differs at "
+            f"{sorted(set(paths) ^ set(wanted_paths))[:3]}."
         )
+    for path, leaf, wanted_leaf in zip(
+        leaf_paths(expected), jax.tree.leaves(state), jax.tree.leaves(expected), strict=True
+    ):
+        if jnp.shape(leaf) != wanted_leaf.shape:
+            raise ValueError(
+                "state must be what init(params) of this transformation makes for the same params: shape "
+                f"{wanted_leaf.shape} at {path!r}, got {jnp.shape(leaf)}."
+            )
 
 
 def check_same_leaves(name: str, tree: Any, like_name: str, like: Any) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +28,9 @@ from jax.typing import DTypeLike
 
 from fobt._bounds import check_bounds, clip_updates
 from fobt._checks import check_no_holes, check_number, check_same_leaves, check_state
+from fobt._grad_fn import GradFn, check_same_quantizer
 from fobt._leaves import TreeQuantizer, check_quantizer, leaf_quantizers
 from fobt._preconditioner import Preconditioner, adam_preconditioner
-
-GradFn: TypeAlias = Callable[[optax.Params], optax.Updates]
 
 
 def forward_backtrack(
@@ -79,15 +78,17 @@ def forward_backtrack(
       grad_transform: a stateless transformation applied to both gradients, such as `optax.clip_by_global_norm(1.0)`.
         In a chain before this transformation it would change the first one only.
       preconditioner: what turns gradients into direction and curvature, instead of Adam with `b1`, `b2`, `eps` and
-        `mu_dtype`.
+        `mu_dtype`, which are then to be left out.
 
     Returns:
       A transformation whose state is that of `optax.scale_by_adam`: `count`, `mu`, `nu`. As it evaluates `grad_fn` on
       the whole tree, it goes outside of `optax.masked` and `optax.partition`; choose leaves with `fobt.per_leaf`.
 
     Raises:
-      ValueError: an argument is out of range; at `init` or `update`, params are missing, have holes, or do not match
-        the gradients or the state, or `grad_fn` returns other leaves than the params have.
+      ValueError: an argument is out of range, or one of Adam's is given together with a preconditioner; at `init` or
+        `update`, params are missing, have holes, or do not match the gradients or the state, or `grad_fn` is missing
+        (unless a = 1), returns other leaves than the params have, or was made by `fobt.value_and_grad` with another
+        quantizer.
 
     Example:
       >>> import fobt, jax, optax
@@ -121,6 +122,8 @@ def forward_backtrack(
         check_bounds(weight_bounds)
     if preconditioner is None:
         preconditioner = adam_preconditioner(b1, b2, eps, mu_dtype=mu_dtype)
+    else:
+        _check_left_out(b1=(b1, 0.9), b2=(b2, 0.999), eps=(eps, 1e-8), mu_dtype=(mu_dtype, None))
     never = not isinstance(a, jax.core.Tracer) and a == 1
 
     def init(params: optax.Params) -> Any:
@@ -137,18 +140,23 @@ def forward_backtrack(
         state: Any,
         params: optax.Params | None = None,
         *,
-        grad_fn: GradFn,
+        grad_fn: GradFn | None = None,
         two_stage: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         del extra_args
         if params is None:
             raise ValueError("params must be given: update(grads, state, params, grad_fn=grad_fn), got None.")
-        if not callable(grad_fn):
-            raise ValueError(f"grad_fn must be a function from quantized weights to gradients, got {grad_fn!r}.")
+        if not callable(grad_fn) and not never:
+            raise ValueError(
+                f"grad_fn must be a function from quantized weights to gradients, got {type(grad_fn).__name__}. Call "
+                "update(grads, state, params, grad_fn=grad_fn) with what fobt.value_and_grad makes: "
+                "loss, grads, grad_fn = fobt.value_and_grad(loss_fn, quantizer)(params, state, ...)."
+            )
         check_no_holes(params)
         check_same_leaves("grads", updates, "params", params)
         check_state(state, preconditioner.init, params)
+        check_same_quantizer(grad_fn, quantizer, params)
         quantizers = leaf_quantizers(quantizer, params)
         eta = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
@@ -177,7 +185,7 @@ def forward_backtrack(
         direction, curvature, plain_state = preconditioner.update(grads, state)
         plain = step(direction, curvature), plain_state
 
-        def two_stage_step() -> tuple[optax.Updates, Any]:
+        def two_stage_step(grad_fn: GradFn) -> tuple[optax.Updates, Any]:
             trial = optax.apply_updates(params, plain[0])  # (5)
             trial_quantized = project(trial, curvature)  # (4)
             returned = grad_fn(trial_quantized)
@@ -193,11 +201,11 @@ def forward_backtrack(
             return step(blended_direction, blended_curvature), next_state
 
         now = _is_two_stage(every, two_stage, state.count)
-        if never or now is False:
+        if never or grad_fn is None or now is False:
             return plain
         if now is True:
-            return two_stage_step()
-        return jax.lax.cond(now, two_stage_step, lambda: plain)
+            return two_stage_step(grad_fn)
+        return jax.lax.cond(now, lambda: two_stage_step(grad_fn), lambda: plain)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -218,11 +226,13 @@ def _is_two_stage(every: Any, two_stage: Any, count: jax.Array) -> Any:
 
 
 def _blend(a: Any, current: optax.Updates, trial: optax.Updates, finite: jax.Array) -> optax.Updates:
-    """The blend a x + (1 - a) y of current x and trial y, or x where not all of the trial is finite."""
+    """The blend a x + (1 - a) y of current x and trial y; x where it is not finite, or not all of the trial."""
 
     def blend(x: jax.Array, y: jax.Array) -> jax.Array:
         weight = jnp.asarray(a, x.dtype)
-        return jnp.where(finite, weight * x + (1 - weight) * y, x)
+        blended = weight * x + (1 - weight) * y
+        # An infinite curvature stays, also where a weight of 0 would make it NaN.
+        return jnp.where(finite & jnp.isfinite(blended), blended, x)
 
     return jax.tree.map(blend, current, trial)
 
@@ -238,3 +248,13 @@ def _squares_finite(grads: optax.Updates) -> jax.Array:
 
 def _is_period(every: float) -> bool:
     return every >= 1 and every % 1 == 0
+
+
+def _check_left_out(**given: tuple[Any, Any]) -> None:
+    """Raises a ValueError unless the arguments, pairs of value and default, are the defaults as far as is known."""
+    for name, (value, default) in given.items():
+        if not isinstance(value, jax.core.Tracer) and value is not default and (default is None or value != default):
+            raise ValueError(
+                f"{name} must be left out with a preconditioner, which has its own: "
+                f"fobt.adam_preconditioner({name}=...), say; got {value!r}."
+            )

@@ -25,9 +25,11 @@ import optax
 
 from fobt._checks import check_no_holes, check_number, check_same_leaves
 from fobt._code_changes import CodeChanges, no_changes, record
+from fobt._curvature import curvatures
+from fobt._grad_fn import check_same_quantizer
 from fobt._grid import Grid
 from fobt._leaves import TreeQuantizer, check_quantizer, leaf_quantizers
-from fobt._params import curvatures, leaves_of_quantized, quantize
+from fobt._params import leaves_of_quantized, quantize
 from fobt._quantized import Quantized
 from fobt._quantizers import Quantizer
 
@@ -96,7 +98,8 @@ def freeze_oscillations(
 
     Raises:
       ValueError: an argument is out of range; at `init` or `update`, params are missing, have holes, or do not match
-        the gradients, or the state holds no second moment.
+        the gradients, or the state holds no second moment, or `grad_fn` was made by `fobt.value_and_grad` with another
+        quantizer.
 
     Example:
       >>> import fobt, jax, optax
@@ -151,6 +154,7 @@ def freeze_oscillations(
             raise ValueError("freeze_oscillations: params must be given: update(updates, state, params), got None.")
         check_no_holes(params)
         check_same_leaves("updates", updates, "params", params)
+        check_same_quantizer(extra_args.get("grad_fn"), quantizer, params)
         quantizers = leaf_quantizers(quantizer, params)
         quantized = leaves_of_quantized(quantize(params, state.inner, quantizer))
         structure = jax.tree.structure(state.frozen_codes)

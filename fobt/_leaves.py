@@ -188,7 +188,7 @@ def check_quantizer(quantizer: TreeQuantizer) -> None:
     if not isinstance(quantizer, TreeQuantizer):
         raise ValueError(
             "quantizer must be made by fobt.binary, ternary, linear, logarithmic, identity or per_leaf, "
-            f"got {quantizer!r}."
+            f"got {repr(quantizer) if isinstance(quantizer, str | None) else f'a {type(quantizer).__name__}'}."
         )
 
 

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fobt._leaves import TreeQuantizer
+from fobt._grad_fn import GradFn, QuantizedGradFn, is_quantized, with_function
+from fobt._leaves import TreeQuantizer, check_quantizer
 from fobt._params import quantized_params
 
 
@@ -59,6 +60,10 @@ def optimistic(optimizer: optax.GradientTransformationExtraArgs) -> optax.Gradie
     Returns:
       A transformation with the state `OptimisticState`: 4 bytes per float32 parameter more than that of `optimizer`.
 
+    Raises:
+      ValueError: at `update`, as `optimizer`, or the gradients come with a `grad_fn` that `fobt.value_and_grad` has
+        made, so that they are those of the current quantized weights and not of the trial point.
+
     Example:
       >>> import fobt, jax, optax
       >>> import jax.numpy as jnp
@@ -90,13 +95,26 @@ def optimistic(optimizer: optax.GradientTransformationExtraArgs) -> optax.Gradie
         params: optax.Params | None = None,
         *,
         two_stage: Any = True,
+        grad_fn: GradFn | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, OptimisticState]:
-        """Takes g*; with `two_stage=False` a plain step of `optimizer` along the given gradient instead."""
+        """Takes g*; with `two_stage=False` a plain step of `optimizer` along the given gradient instead.
+
+        No use is made of `grad_fn`; it may come from a wrapper that makes use of it. But `fobt.value_and_grad` gives
+        its own together with a gradient of the current point.
+        """
+        if two_stage is not False and is_quantized(grad_fn, params):
+            raise ValueError(
+                "grads must be taken at fobt.trial_params(params, state, quantizer, tx), got gradients at the current "
+                "quantized weights with the grad_fn of fobt.value_and_grad. fobt.optimistic takes one gradient a step: "
+                "trial_grads = jax.grad(loss_fn)(fobt.trial_params(params, state, quantizer, tx)), then "
+                "tx.update(trial_grads, state, params) without grad_fn."
+            )
         last = jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(state.trial_grads))
         guess = jax.tree.map(lambda g_last, g: jnp.where(two_stage, g_last.astype(g.dtype), g), last, updates)
+        trial_grad_fn = with_function(grad_fn, lambda _: updates)
         steps, inner = optimizer.update(
-            guess, state.inner, params, **(extra_args | {"grad_fn": lambda _: updates, "two_stage": two_stage})
+            guess, state.inner, params, grad_fn=trial_grad_fn, two_stage=two_stage, **extra_args
         )
         trial_grads = jax.tree.unflatten(jax.tree.structure(state.trial_grads), jax.tree.leaves(updates))
         return steps, OptimisticState(inner, optax.tree.cast_like(trial_grads, state.trial_grads))
@@ -128,7 +146,7 @@ def trial_params(
       A tree with the structure, shapes and dtypes of `params`.
 
     Raises:
-      ValueError: as for `fobt.quantize`.
+      ValueError: as for `fobt.quantize`, or `optimizer` has been given another quantizer.
 
     Example:
       >>> import fobt, optax
@@ -146,6 +164,7 @@ def trial_params(
       Sutskever, Martens, Dahl, Hinton, On the importance of initialization and momentum in deep learning, ICML 2013,
       Eq. 3 and 4 (Nesterov's accelerated gradient as a gradient at the point to which momentum carries).
     """
+    check_quantizer(quantizer)
     guess = next(
         # A parameter may have this name; the field of a state is no key of a dictionary.
         (
@@ -156,7 +175,7 @@ def trial_params(
         optax.tree.zeros_like(params),
     )
     updates, trial_state = optax.with_extra_args_support(optimizer).update(
-        guess, state, params, grad_fn=_no_gradient, two_stage=False
+        guess, state, params, grad_fn=QuantizedGradFn(_no_gradient, quantizer), two_stage=False
     )
     return quantized_params(optax.apply_updates(params, updates), trial_state, quantizer)
 

@@ -13,6 +13,7 @@ import optax
 from fobt._checks import check_number
 from fobt._comparison import Comparison, compare, unknown
 from fobt._followed import Followed, follow, start, strides
+from fobt._grad_fn import check_same_quantizer
 from fobt._leaves import TreeQuantizer, check_quantizer, leaf_paths
 from fobt._params import leaves_of_quantized, quantize
 from fobt._quantized import Quantized
@@ -106,7 +107,8 @@ def track_oscillations(
 
     Raises:
       ValueError: an argument is out of range; at `init` and `update`, the function returns other leaves than params
-        has; at `update`, params are missing, or `grad_fn` where `full_precision_gradient` needs it.
+        has; at `update`, params are missing, or `grad_fn` where `full_precision_gradient` needs it, or it was made by
+        `fobt.value_and_grad` with another quantizer.
 
     Example:
       >>> import fobt, jax, optax
@@ -165,8 +167,10 @@ def track_oscillations(
         if full_precision_gradient and not callable(grad_fn):
             raise ValueError(
                 "track_oscillations: grad_fn must be given with full_precision_gradient: "
-                f"update(grads, state, params, grad_fn=grad_fn), got {grad_fn!r}."
+                f"update(grads, state, params, grad_fn=grad_fn), got {type(grad_fn).__name__}."
             )
+        if isinstance(quantizer, TreeQuantizer):
+            check_same_quantizer(grad_fn, quantizer, params)
         paths = leaf_paths(params)
 
         def gradients(tree: optax.Updates) -> dict[str, jax.Array]:
@@ -221,10 +225,14 @@ def _leaf_codes(
         if coded is not None and not _are_codes(coded, jnp.shape(leaf)):
             raise ValueError(
                 "quantizer must return integer codes in the shape of each quantized leaf and None for the others, got "
-                f"{coded!r} at {path!r}, whose shape is {jnp.shape(leaf)}."
+                f"{_described(coded)} at {path!r}, whose shape is {jnp.shape(leaf)}."
             )
     return codes
 
 
 def _are_codes(value: Any, shape: tuple[int, ...]) -> bool:
     return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.integer) and value.shape == shape
+
+
+def _described(value: Any) -> str:
+    return f"{value.dtype} of shape {value.shape}" if isinstance(value, jax.Array) else f"a {type(value).__name__}"

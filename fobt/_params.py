@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from fobt._leaves import TreeQuantizer, leaf_paths, leaf_quantizers
+from fobt._curvature import curvatures
+from fobt._leaves import TreeQuantizer, leaf_quantizers
 from fobt._packing import Packed
 from fobt._quantized import Quantized
-from fobt._quantizers import Quantizer
-
-# Only guards zeros: weights whose gradient has always been zero keep a vote, a vanishing one.
-_EPS = 1e-8
 
 
 def quantize(params: optax.Params, state: optax.OptState | None, quantizer: TreeQuantizer) -> Any:
@@ -23,21 +18,29 @@ def quantize(params: optax.Params, state: optax.OptState | None, quantizer: Tree
 
     Each quantized leaf w becomes the projection (P) of w with curvature C = √v + ε, where v is the second moment `nu`
     in `state`, ε = 1e-8 guards zeros, and no bias correction is needed because a common factor of C does not matter.
+    Some optimizers divide by something else, told by the type of their state: amsgrad by the root of its largest v so
+    far (`nu_max`), centred rmsprop by that of the variance v - m², and `optax.contrib.sophia` by v itself, where it is
+    positive. Where a gradient was so large that its square overflowed, v and C are infinite: the weight is pinned, as
+    `Quantizer` says, and the other weights are quantized as without it.
     Under `jax.jit` this is one fused computation; without, every operation is compiled on its own for each shape.
+
+    The state of adamax and adamaxw cannot be told from that of adam, but its `nu` is a largest magnitude, not a square.
+    Do not use them: √v would be the root of what they divide by, and nothing would say so.
 
     Args:
       params: full-precision weights.
       state: the state of an Optax optimizer, chain or wrapper that keeps exactly one second moment `nu` for each
-        quantized leaf (adam, adamw, nadam, amsgrad, rmsprop, lamb, adabelief, forward_backtrack; under MultiSteps,
-        masked, partition, inject_hyperparams, apply_if_finite ...). None, or a new state, whose v is 0, means
-        curvature 1.
+        quantized leaf (adam, adamw, nadam, amsgrad, rmsprop, lamb, adabelief, yogi, radam, forward_backtrack, and of
+        `optax.contrib` ademamix, adopt, acprop, sophia; under MultiSteps, masked, partition, inject_hyperparams,
+        apply_if_finite ...). None, or a new state, whose v is 0, means curvature 1.
       quantizer: what is quantized and how.
 
     Returns:
       The tree of `params` with a `Quantized` in place of every quantized leaf; the other leaves are unchanged.
 
     Raises:
-      ValueError: `state` holds no second moment for a quantized leaf, or more than one.
+      ValueError: `state` holds no second moment for a quantized leaf, or more than one, or is that of an optimizer
+        whose divisor does not follow from it: sm3, novograd, galore, and rmsprop with centered and bias_correction.
 
     Example:
       >>> import fobt, optax
@@ -118,49 +121,5 @@ def leaves_of_quantized(tree: Any) -> list[Any]:
     return jax.tree.leaves(tree, is_leaf=_is_quantized)
 
 
-def curvatures(
-    params: optax.Params, state: optax.OptState | None, quantizers: Sequence[Quantizer | None]
-) -> list[jax.Array | None]:
-    """√v + ε for every leaf of `params` that has a quantizer; None for the others, and where there is no state."""
-    second_moments = _second_moments(params, state, [quantizer is not None for quantizer in quantizers])
-    return [
-        None if nu is None else jnp.sqrt(nu.astype(jnp.promote_types(nu.dtype, jnp.float32))) + _EPS
-        for nu in second_moments
-    ]
-
-
-def _second_moments(params: optax.Params, state: optax.OptState | None, needed: list[bool]) -> list[jax.Array | None]:
-    """For every leaf of `params` its second moment in `state`, or None where none is needed."""
-    if state is None or not any(needed):
-        return [None] * len(needed)
-    # An optimizer that sees only a part of the params (`masked`, `partition`) has holes for the others.
-    found: list[list[jax.Array]] = [[] for _ in needed]
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
-    for path, tree in optax.tree_utils.tree_get_all_with_path(state, "nu"):
-        moments = jax.tree.leaves(tree, is_leaf=_is_hole)
-        is_parameter_called_nu = isinstance(path[-1], jax.tree_util.DictKey)
-        if is_parameter_called_nu or len(moments) != len(shapes):
-            continue
-        if all(_is_hole(nu) or jnp.shape(nu) == shape for nu, shape in zip(moments, shapes, strict=True)):
-            for candidates, nu in zip(found, moments, strict=True):
-                candidates.extend([] if _is_hole(nu) else [nu])
-    for path, candidates, need in zip(leaf_paths(params), found, needed, strict=True):
-        if need and not candidates:
-            raise ValueError(
-                f"state must hold a second moment `nu` that fits the quantized leaf {path!r}, found none. Optimizers "
-                "such as optax.adam, rmsprop and fobt.forward_backtrack keep one; pass state=None for curvature 1."
-            )
-        if need and len(candidates) > 1:
-            raise ValueError(
-                f"state must hold one second moment `nu` that fits the quantized leaf {path!r}, found "
-                f"{len(candidates)}. Pass the part of the state that belongs to the optimizer you mean."
-            )
-    return [candidates[0] if need else None for candidates, need in zip(found, needed, strict=True)]
-
-
 def _is_quantized(leaf: Any) -> bool:
     return isinstance(leaf, Quantized)
-
-
-def _is_hole(leaf: Any) -> bool:
-    return isinstance(leaf, optax.MaskedNode)

@@ -73,9 +73,11 @@ class Quantizer:
 
         Args:
           weights: w, floating, of any shape, also empty.
-          curvature: C, broadcast to the shape of `weights`, 0 or between 1e-30 and 1e30; a positive factor, also one
-            per group, does not matter. None means 1. Where it is 0 for all of a group, so that every α is optimal, the
-            scale is of the size of the largest magnitude.
+          curvature: C, broadcast to the shape of `weights`, 0, between 1e-30 and 1e30, or infinite; a positive factor,
+            also one per group, does not matter. None means 1. An infinite C pins a weight, which its optimizer cannot
+            move: the scale and the other codes of the group are those without it, and its code is that of the level
+            nearest to it. Where C is 0 or infinite for all of a group, so that every α is as good, the scale is of the
+            size of the largest magnitude. With two scales each sign is a group.
           codes: previous codes, in the shape of `weights`, from which the alternating solver starts; only their
             magnitudes are used. The other solvers do not need them.
 
@@ -144,25 +146,29 @@ class Quantizer:
 
         axes = split.axes(weights.ndim)
         w = split.group(weights.astype(dtype))
-        members = jnp.asarray(split.members(weights.shape), dtype)
+        members = jnp.asarray(split.members(weights.shape), bool)
         # With explicit mesh axes the factor, which costs nothing, spreads the curvature as the weights are.
-        c = (members if curvature is None else grouped("curvature", curvature)) * jnp.ones_like(w)
+        c = (members.astype(dtype) if curvature is None else grouped("curvature", curvature)) * jnp.ones_like(w)
         previous = None if codes is None else jnp.abs(grouped("codes", codes))
-        # Maxima of the weights as they are, not of expressions of them, are the ones that XLA takes fastest on CPU.
-        highest = jnp.max(w, axes, keepdims=True, initial=0)
-        lowest = jnp.min(w, axes, keepdims=True, initial=0)
 
-        def project(side: jax.Array, largest: jax.Array, members: jax.Array) -> tuple[jax.Array, jax.Array]:
-            problem = _solvers.Problem(_solvers.normalise(side, largest), c, members, axes)
+        def project(side: jax.Array, members: jax.Array) -> tuple[jax.Array, jax.Array]:
+            voting = members & (c != jnp.inf)
+            largest, largest_voting = _solvers.joint_max(side, jnp.where(voting, side, -jnp.inf), axes)
+            # Where all are pinned they set the scale; what is not finite shall not pass as finite; nothing has scale 0.
+            largest = jnp.where(jnp.isfinite(largest) & (largest_voting >= 0), largest_voting, jnp.maximum(largest, 0))
+            problem = _solvers.Problem(_solvers.normalise(side, largest), c, members.astype(dtype), axes)
             return self._project(problem, largest, None if previous is None else previous * members)
 
-        if self.scales == 1:
-            magnitude_codes, scale = project(jnp.abs(w), jnp.maximum(highest, -lowest), members)
+        if self.grid.spacing == "binary":
+            scale = split.squeeze(self._binary_scale(w, c, members, axes))
+            signed_codes = jnp.where(w < 0, -1, 1)
+        elif self.scales == 1:
+            magnitude_codes, scale = project(jnp.abs(w), members)
             signed_codes = jnp.where(w < 0, -magnitude_codes, magnitude_codes)
             scale = split.squeeze(scale)
-        else:
-            positive, positive_scale = project(jnp.maximum(w, 0), highest, (w > 0).astype(dtype))
-            negative, negative_scale = project(jnp.maximum(-w, 0), -lowest, (w < 0).astype(dtype))
+        else:  # NaN belongs to both sides.
+            positive, positive_scale = project(jnp.maximum(w, 0), ~(w <= 0))
+            negative, negative_scale = project(jnp.maximum(-w, 0), ~(w >= 0))
             signed_codes = positive - negative
             scale = jnp.stack([split.squeeze(positive_scale), split.squeeze(negative_scale)])
         return self._quantized(weights, signed_codes, scale)
@@ -184,12 +190,20 @@ class Quantizer:
             dtype=weights.dtype,
         )
 
+    def _binary_scale(self, w: jax.Array, c: jax.Array, members: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        """The closed form, in grouped form."""
+        # Maxima of the weights as they are, not of expressions of them, are the ones that XLA takes fastest on CPU. So
+        # pinned weights are among them; the unit has a limit, that others do not vanish beside the largest floats.
+        largest = jnp.maximum(jnp.max(w, axes, keepdims=True, initial=0), -jnp.min(w, axes, keepdims=True, initial=0))
+        unit = jnp.minimum(largest, 2.0 ** (jnp.finfo(w.dtype).maxexp // 2))
+        problem = _solvers.Problem(_solvers.normalise(jnp.abs(w), unit), c, members.astype(w.dtype), axes)
+        scale = _solvers.closed_form(problem, default=largest / jnp.where(unit == 0, 1, unit)) * unit
+        return jnp.where(jnp.isfinite(largest), scale, largest)  # what is not finite shall not pass as finite
+
     def _project(
         self, problem: _solvers.Problem, largest: jax.Array, codes: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         """Codes and scales of weights ≥ 0 whose largest is given for every group, in grouped form."""
-        if self.grid.spacing == "binary":
-            return self.grid.nearest(problem.r), _solvers.closed_form(problem) * largest
         if self.solver == "exact":
             assigning, fitted = _solvers.exact(problem, self.grid)
         elif self.solver == "histogram":

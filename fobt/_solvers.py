@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -50,9 +51,9 @@ class Problem:
     """The magnitudes of a tensor's weights in grouped form, with what (P) says of them.
 
     Attributes:
-      r: magnitudes, the largest of every group 1, so that sums neither overflow nor vanish; 0 for places that only fill
-        up the grouped form.
-      curvature: C ≥ 0 in the shape of `r`.
+      r: magnitudes, finite, the largest of every group of the order of 1, so that sums neither overflow nor vanish; 0
+        for places that only fill up the grouped form. Pinned weights may be larger.
+      curvature: C ≥ 0 in the shape of `r`; infinite for pinned weights, which have no say in α.
       members: 1 for weights, 0 for places that only fill up the grouped form; broadcastable to `r`.
       axes: the axes over which a group extends.
     """
@@ -62,18 +63,27 @@ class Problem:
     members: jax.Array
     axes: tuple[int, ...]
 
+    def without_pinned(self, x: jax.Array) -> jax.Array:
+        """x, and 0 where weights are pinned.
+
+        Each loop should select for itself, from what it has computed: on CPU, XLA stores what several loops share.
+        """
+        return jnp.where(self.curvature == jnp.inf, 0, x)
+
 
 def normalise(weights: jax.Array, largest: jax.Array) -> jax.Array:
-    """Weights ≥ 0 over the largest of their group, which is 0 in a group of zeros."""
+    """Weights ≥ 0 over the `largest` of their group, or as they are where that is 0; never infinite."""
     # XLA divides by multiplying with the reciprocal, which for the largest floats is subnormal and may be flushed to 0.
     shrink = jnp.where(largest > 1, 1 / 16, 1)
-    return jnp.where(largest == 0, 0, weights * shrink / jnp.where(largest == 0, 1, largest * shrink))
+    ratio = weights * shrink / jnp.where(largest == 0, 1, largest * shrink)
+    return jnp.minimum(ratio, jnp.finfo(ratio.dtype).max)
 
 
-def closed_form(problem: Problem) -> jax.Array:
-    """Binary grid: every level is 1, so α = Σ C r / Σ C, or 1 where there is no curvature."""
-    numerator, denominator = _joint_sum(problem.curvature * problem.r, problem.curvature, problem.axes)
-    return jnp.where(denominator == 0, 1, numerator / jnp.where(denominator == 0, 1, denominator))
+def closed_form(problem: Problem, default: jax.Array) -> jax.Array:
+    """Binary grid: every level is 1, so α = Σ C r / Σ C, or `default` where there is no curvature."""
+    c = problem.without_pinned(problem.curvature)
+    numerator, denominator = _joint_sum(c * problem.r, c, problem.axes)
+    return jnp.where(denominator == 0, default, numerator / jnp.where(denominator == 0, 1, denominator))
 
 
 def alternating(problem: Problem, grid: Grid, codes: jax.Array | None) -> _Scales:
@@ -82,11 +92,11 @@ def alternating(problem: Problem, grid: Grid, codes: jax.Array | None) -> _Scale
     `codes`, the magnitudes of previous codes, are the start; without them, and in a group where they are of no use
     since all that have a weight are zero, it is the pattern r > 0.7 mean(r).
     """
-    r, c, axes = problem.r, problem.curvature, problem.axes
-    mean = _ratio(*_joint_sum(r, jnp.broadcast_to(problem.members, r.shape), axes))
+    r, c, axes, without_pinned = problem.r, problem.curvature, problem.axes, problem.without_pinned
+    mean = _ratio(*_joint_sum(without_pinned(r), without_pinned(problem.members), axes))
     start = (r > 0.7 * mean).astype(r.dtype)
     if codes is not None:
-        useful = jnp.max(jnp.where(r > 0, codes, 0), axes, keepdims=True, initial=0) > 0
+        useful = jnp.max(without_pinned(jnp.where(r > 0, codes, 0)), axes, keepdims=True, initial=0) > 0
         start = jnp.where(useful, grid.levels(codes), start)
 
     def unsettled(carry: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
@@ -99,7 +109,7 @@ def alternating(problem: Problem, grid: Grid, codes: jax.Array | None) -> _Scale
         assigning = jnp.where(active, fitted, assigning)
         return assigning, jnp.where(active, _fit(problem, grid, assigning), fitted), rounds + 1
 
-    first = _ratio(*_joint_sum(c * start * r, c * start * start, axes))
+    first = _ratio(*_joint_sum(without_pinned(c * start * r), without_pinned(c * start * start), axes))
     carry = (first, _fit(problem, grid, first), jnp.asarray(1))
     assigning, fitted, _ = jax.lax.while_loop(
         lambda carry: jnp.any(unsettled(carry)) & (carry[2] < _MAX_ROUNDS), step, carry
@@ -117,7 +127,10 @@ def exact(problem: Problem, grid: Grid) -> _Scales:
         return _refine(problem, grid, jnp.ones(()), rounds=1)
     kept = tuple(axis for axis in range(problem.r.ndim) if axis not in problem.axes)
     flat = (*(problem.r.shape[axis] for axis in kept), -1)
-    r, c = (x.transpose(*kept, *problem.axes).reshape(flat)[..., None] for x in (problem.r, problem.curvature))
+    r, c = (
+        x.transpose(*kept, *problem.axes).reshape(flat)[..., None]
+        for x in (problem.r, problem.without_pinned(problem.curvature))
+    )
     midpoints = jnp.asarray(grid.midpoints, r.dtype)
     midpoints, change, squared_change = (
         jnp.expand_dims(x, range(r.ndim - 1)) for x in (midpoints, *_level_changes(grid, r.dtype))
@@ -168,6 +181,7 @@ def _sums_above_edges(
     r, c = problem.r, problem.curvature
     # Zeros have log2 = -inf and fall, with everything tiny, into the last bin.
     index = jnp.minimum(jnp.floor(-per_octave * jnp.log2(r)), bins - 1).astype(jnp.int32)
+    index = jnp.where(c == jnp.inf, bins, index)  # pinned weights are in no bin
     kept = [axis for axis in range(r.ndim) if axis not in problem.axes]
 
     sums = partial(weighted_histogram, bins=bins)
@@ -209,7 +223,7 @@ def _refine(problem: Problem, grid: Grid, scale: jax.Array, rounds: int) -> _Sca
 def _fit(problem: Problem, grid: Grid, assigning: jax.Array) -> jax.Array:
     """The α that fits the levels nearest to r / assigning."""
     levels = grid.levels(grid.nearest(problem.r / assigning))
-    weighted = problem.curvature * levels
+    weighted = problem.without_pinned(problem.curvature * levels)
     return _ratio(*_joint_sum(weighted * problem.r, weighted * levels, problem.axes))
 
 
@@ -220,22 +234,38 @@ def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 
 
 def _joint_sum(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Σ x and Σ y over the axes, `keepdims`.
+    """Σ x and Σ y over the axes, `keepdims`."""
+    x, y = _reduced_runs(x, y, axes, 0, jax.lax.add)
+    return jnp.sum(x, axes, keepdims=True), jnp.sum(y, axes, keepdims=True)
 
-    On CPU, XLA computes what one loop needs on the fly, but stores what several loops share: two separate sums over
-    expressions of the same weights cost several times as much as a joint one. A joint sum is fast over short runs of an
-    axis that has another one behind it, over which the loop is vectorised; the partial sums are then summed as usual.
+
+def joint_max(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """The largest of x and of y over the axes, `keepdims`; -inf where there is none."""
+    x, y = _reduced_runs(x, y, axes, -jnp.inf, jax.lax.max)
+    return jnp.max(x, axes, keepdims=True, initial=-jnp.inf), jnp.max(y, axes, keepdims=True, initial=-jnp.inf)
+
+
+def _reduced_runs(
+    x: jax.Array, y: jax.Array, axes: tuple[int, ...], initial: float, operation: Callable[[Any, Any], Any]
+) -> tuple[jax.Array, jax.Array]:
+    """Two arrays, short runs of one of the axes reduced where this makes their reduction over the axes faster.
+
+    On CPU, XLA computes what one loop needs on the fly, but stores what several loops share: two separate reductions of
+    expressions of the same weights cost several times as much as a joint one. A joint reduction is fast over short runs
+    of an axis that has another one behind it, over which the loop is vectorised; the rest is then reduced as usual.
     """
     axis = max((axis for axis in axes if axis < x.ndim - 1), default=None)
     run = 1 if axis is None else _run_length(x.shape[axis])
     # Explicit mesh axes cannot always be split.
-    if axis is not None and run > 1 and not jax.typeof(x).sharding.mesh.explicit_axes:
-        zero = jnp.zeros((), x.dtype)
-        runs = (*x.shape[:axis], x.shape[axis] // run, run, *x.shape[axis + 1 :])
-        x, y = jax.lax.reduce(
-            (x.reshape(runs), y.reshape(runs)), (zero, zero), lambda p, q: (p[0] + q[0], p[1] + q[1]), (axis + 1,)
-        )
-    return jnp.sum(x, axes, keepdims=True), jnp.sum(y, axes, keepdims=True)
+    if axis is None or run == 1 or jax.typeof(x).sharding.mesh.explicit_axes:
+        return x, y
+    runs = (*x.shape[:axis], x.shape[axis] // run, run, *x.shape[axis + 1 :])
+    return jax.lax.reduce(
+        (x.reshape(runs), y.reshape(runs)),
+        (jnp.asarray(initial, x.dtype),) * 2,
+        lambda p, q: (operation(p[0], q[0]), operation(p[1], q[1])),
+        (axis + 1,),
+    )
 
 
 def _run_length(size: int) -> int:

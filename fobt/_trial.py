@@ -10,6 +10,8 @@ import jax
 import jax.extend
 import optax
 
+from fobt._grad_fn import with_function
+
 Result = TypeVar("Result")
 Seen = TypeVar("Seen")
 
@@ -44,7 +46,7 @@ def watch_trial(
                 trials.append(trial_grads)
             return trial_grads
 
-        result = update({"grad_fn": watched, **keywords})
+        result = update({"grad_fn": with_function(grad_fn, watched), **keywords})
         return result, see(trials[0] if trials else None)
 
     if isinstance(two_stage, jax.core.Tracer):

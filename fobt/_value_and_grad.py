@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from fobt._forward_backtrack import GradFn
+from fobt._grad_fn import GradFn, QuantizedGradFn
 from fobt._leaves import TreeQuantizer, check_quantizer
 from fobt._params import quantized_params
 
@@ -25,8 +25,10 @@ def value_and_grad(
     - `grads` is the gradient with respect to these weights, which the optimizer applies to `params`;
     - `grad_fn(weights)` is the gradient at other weights, with the same arguments, so on the same minibatch and with
       the same random keys, its aux output dropped. Batch statistics returned as aux so come from the first pass alone.
+      It knows `quantizer`: an optimizer that has been given another one raises a ValueError, unless this one is
+      `fobt.identity()`.
 
-    With `fobt.identity()` this is plain training.
+    With `fobt.identity()` this is plain training, or the gradient at weights that are quantized already.
 
     Args:
       loss_fn: a function of weights and further arguments to a scalar, or to (scalar, aux) if `has_aux`.
@@ -63,6 +65,6 @@ def value_and_grad(
 
         weights = quantized_params(params, state, quantizer)
         value, grads = loss_value_and_grad(weights, *args, **kwargs)
-        return value, grads, grad_fn
+        return value, grads, QuantizedGradFn(grad_fn, quantizer)
 
     return quantized_value_and_grad

@@ -20,7 +20,7 @@ def weighted_histogram(index: jax.Array, x: jax.Array, bins: int) -> jax.Array:
     """For each bin the sum of x where `index` is that bin.
 
     Args:
-      index: int32, from 0 to bins - 1, of any shape.
+      index: int32, of any shape, from 0 to bins - 1, or `bins` for what is in no bin.
       x: what is summed, in that shape.
       bins: number of bins.
 
@@ -43,7 +43,7 @@ def by_scatter(index: jax.Array, x: jax.Array, bins: int) -> jax.Array:
     # No reshape: under sharding only histograms then travel, never the tensor. Explicit axes want to be told so.
     mesh = jax.typeof(x).sharding.mesh
     out_sharding = NamedSharding(mesh, PartitionSpec(None)) if mesh.explicit_axes else None
-    return jnp.zeros(bins, x.dtype).at[index].add(x, out_sharding=out_sharding)
+    return jnp.zeros(bins, x.dtype).at[index].add(x, mode="drop", out_sharding=out_sharding)
 
 
 def by_scatter_to_copies(index: jax.Array, x: jax.Array, bins: int) -> jax.Array:
@@ -56,7 +56,8 @@ def by_scatter_to_copies(index: jax.Array, x: jax.Array, bins: int) -> jax.Array
     iotas = [jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) for axis in range(x.ndim)]
     place = sum((iota * stride for iota, stride in zip(iotas, strides, strict=True)), start=jnp.uint32(0))
     copy = (place // _RUN % copies).astype(index.dtype)
-    return jnp.sum(by_scatter(copy * bins + index, x, copies * bins).reshape(copies, bins), 0)
+    index = jnp.where(index < bins, copy * bins + index, copies * bins)
+    return jnp.sum(by_scatter(index, x, copies * bins).reshape(copies, bins), 0)
 
 
 def by_comparing(index: jax.Array, x: jax.Array, bins: int) -> jax.Array:

@@ -47,7 +47,8 @@ def make_step(tx):
     @functools.partial(chex.assert_max_traces, n=1)
     def step(params, state, x, y):
         _, grads, grad_fn = fobt.value_and_grad(loss_fn, QUANTIZER)(params, state, x, y)
-        updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
+        # A plain function: "optimistic" refuses that of `value_and_grad`, whose gradients are not of the trial point.
+        updates, state = tx.update(grads, state, params, grad_fn=lambda weights: grad_fn(weights))
         return optax.apply_updates(params, updates), state
 
     return step

@@ -54,14 +54,19 @@ def adam_part(state):
     return state[0].nu
 
 
+def variance(state):
+    """What centred rmsprop takes the root of."""
+    return jax.tree.map(lambda nu, mu: nu - mu**2, state[0].nu, state[0].mu)
+
+
 WITH_SECOND_MOMENT = {
     "adam": (optax.adam(1e-2), adam_part),
     "adamw": (optax.adamw(1e-2, weight_decay=0.1), adam_part),
     "nadam": (optax.nadam(1e-2), adam_part),
-    "amsgrad": (optax.amsgrad(1e-2), adam_part),
+    "amsgrad": (optax.amsgrad(1e-2), lambda state: state[0].nu_max),
     "rmsprop": (optax.rmsprop(1e-2), adam_part),
     "rmsprop_momentum": (optax.rmsprop(1e-2, momentum=0.9), adam_part),
-    "rmsprop_centered": (optax.rmsprop(1e-2, centered=True), adam_part),
+    "rmsprop_centered": (optax.rmsprop(1e-2, centered=True), variance),
     "lamb": (optax.lamb(1e-2), adam_part),
     "adabelief": (optax.adabelief(1e-2), adam_part),
     "clip_and_schedule": (
