@@ -83,4 +83,4 @@ def _leaf_loss(latents: jax.Array, quantized: Quantized, axis: int) -> jax.Array
     wide = jnp.promote_types(latents.dtype, jnp.float32)
     errors = quantized.dequantize().astype(wide) - jnp.clip(latents, lowest, highest).astype(wide)
     averaged = latents.size // max(1, latents.shape[axis])
-    return jnp.sum(jnp.square(errors)) / max(1, averaged)
+    return jnp.sum(jnp.square(errors)) / float(max(1, averaged))

@@ -77,7 +77,7 @@ def _measures(leaves: Sequence[LeafOscillations], threshold: float) -> dict[str,
     def mean(values: Iterable[jax.Array]) -> jax.Array:
         """The mean over all weights, from the means over the weights of each leaf."""
         parts = (float(leaf.size) * value for leaf, value in zip(leaves, values, strict=True))
-        return total(parts) / max(1, sum(leaf.size for leaf in leaves))
+        return total(parts) / float(max(1, sum(leaf.size for leaf in leaves)))
 
     def joined(comparisons: Iterable[Comparison]) -> Comparison:
         """The comparison over all weights, each followed one standing for the others of its leaf."""
@@ -103,7 +103,7 @@ def _measures(leaves: Sequence[LeafOscillations], threshold: float) -> dict[str,
 
 def _share(values: jax.Array) -> jax.Array:
     """The mean, 0 of an empty array."""
-    return jnp.sum(values, dtype=jnp.promote_types(values.dtype, jnp.float32)) / max(1, values.size)
+    return jnp.sum(values, dtype=jnp.promote_types(values.dtype, jnp.float32)) / float(max(1, values.size))
 
 
 def _histogram(frequencies: jax.Array) -> jax.Array:

@@ -194,12 +194,12 @@ def track_oscillations(
         leaves = {}
         for path, leaf in state.leaves.items():
             followed = follow(leaf.followed, take(codes[path]), take(latents[path]), momentum)
-            flips = jnp.sum(followed.codes != leaf.followed.codes).astype(leaf.flip_share.dtype)
+            flips = jnp.sum(followed.codes != leaf.followed.codes, dtype=leaf.flip_share.dtype)
             leaves[path] = dataclasses.replace(
                 leaf,
                 followed=followed,
                 gradient=grads[path],
-                flip_share=flips / max(1, followed.codes.size),
+                flip_share=flips / float(max(1, followed.codes.size)),
                 successive=compare(grads[path], leaf.gradient),
                 trial=trial[path],
                 full_precision=full_precision[path],

@@ -141,7 +141,7 @@ class Quantizer:
 
         axes = split.axes(weights.ndim)
         w = split.group(weights.astype(dtype))
-        members = jnp.asarray(split.members(weights.shape), dtype)
+        members = split.members(weights.shape, dtype)
         # With explicit mesh axes the factor, which costs nothing, spreads the curvature as the weights are.
         c = (members if curvature is None else grouped("curvature", curvature)) * jnp.ones_like(w)
         previous = None if codes is None else jnp.abs(grouped("codes", codes))

@@ -194,7 +194,9 @@ def _best(sum_1: jax.Array, sum_2: jax.Array, axes: tuple[int, ...]) -> jax.Arra
     alpha = jnp.where(sum_2 > 0, sum_1 / jnp.where(sum_2 > 0, sum_2, 1), 0)
     # The same weights have several forms, as (1, ⅓) = (⅓, 1). Of what is equal to rounding, take the smallest α.
     gain = sum_1 * alpha * (1 - _TIE * jnp.finfo(alpha.dtype).eps * alpha)
-    best = jnp.take_along_axis(alpha, jnp.argmax(gain, -1, keepdims=True), -1)[..., 0]
+    # No index of the maximum, which 32 bits cannot hold for every axis. Where there is NaN, nothing is below it.
+    is_best = ~(gain < jnp.max(gain, -1, keepdims=True))
+    best = jnp.min(alpha, -1, where=is_best, initial=jnp.inf)
     return jnp.expand_dims(jnp.where(best > 0, best, 1), axes)
 
 
