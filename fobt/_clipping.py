@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from fobt import _solvers
@@ -39,7 +40,7 @@ def lp_clipping_value(weights: jax.Array, quantizer: Quantizer, norm: ArrayLike)
     Returns:
       c, shape (), in the dtype of the scale.
     """
-    magnitudes = jnp.abs(weights.astype(jnp.promote_types(weights.dtype, jnp.float32)))
+    magnitudes = jnp.abs(weights.astype(np.promote_types(weights.dtype, jnp.float32)))
     largest = jnp.max(magnitudes, initial=0)
     r = _solvers.normalise(magnitudes, largest)
 

@@ -70,7 +70,7 @@ def follow(before: Followed, codes: jax.Array, latents: jax.Array, momentum: flo
     turn = jnp.where(oscillated, before.extreme, before.turn)
     further = jnp.where(direction > 0, jnp.maximum(before.extreme, latents), jnp.minimum(before.extreme, latents))
     extreme = jnp.where(changed, latents, further)
-    swing = jnp.where(swinging, direction * (extreme - turn), 0)
+    swing = jnp.where(swinging, direction.astype(extreme.dtype) * (extreme - turn), 0)
     amplitude = jnp.maximum(before.amplitude, swing)
     frequency = code_changes.frequency_after(before.frequency, oscillated, momentum)
     return Followed(codes, direction, swinging, extreme, turn, amplitude, frequency)

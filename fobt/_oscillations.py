@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fobt._checks import check_number
@@ -144,7 +145,7 @@ def track_oscillations(
             leaf_paths(params), jax.tree.leaves(params), _leaf_codes(quantizer, params, inner), strict=True
         ):
             if codes is not None:
-                dtype = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+                dtype = np.promote_types(jnp.result_type(leaf), jnp.float32)
                 leaves[path] = LeafOscillations(
                     followed=start(take(codes), dtype),
                     gradient=jnp.zeros_like(take(codes), dtype),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from fobt._granularity import PerBlock, PerTensor
@@ -52,7 +53,7 @@ def packed_matmul(x: ArrayLike, packed: Packed) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim == 0 or x.shape[-1] != inputs:
         raise ValueError(f"x must be floating, of shape (..., {inputs}), got {x.dtype} of shape {x.shape}.")
     dtype = jnp.result_type(x.dtype, packed.dtype)
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = np.promote_types(dtype, jnp.float32)
     grid = packed.grid
     # In this form each code is an integer or a power of two, which the narrowest floating types hold exactly.
     unit = 1 if grid.spacing == "logarithmic" else grid.max_code

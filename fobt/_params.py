@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fobt._leaves import TreeQuantizer, leaf_paths, leaf_quantizers
@@ -124,7 +125,7 @@ def curvatures(
     """√v + ε for every leaf of `params` that has a quantizer; None for the others, and where there is no state."""
     second_moments = _second_moments(params, state, [quantizer is not None for quantizer in quantizers])
     return [
-        None if nu is None else jnp.sqrt(nu.astype(jnp.promote_types(nu.dtype, jnp.float32))) + _EPS
+        None if nu is None else jnp.sqrt(nu.astype(np.promote_types(nu.dtype, jnp.float32))) + _EPS
         for nu in second_moments
     ]
 

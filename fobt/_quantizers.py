@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from fobt import _solvers
@@ -109,7 +110,7 @@ class Quantizer:
           (Array([ 3, -2,  0,  3], dtype=int8), Array(1.5, dtype=float32))
         """
         weights = _checked_weights(weights)
-        scale = jnp.asarray(scale, jnp.promote_types(weights.dtype, jnp.float32))
+        scale = jnp.asarray(scale, np.promote_types(weights.dtype, jnp.float32))
         split, shape = self.granularity, self._scale_shape(weights)
         if scale.shape != shape:
             raise ValueError(f"scale must have shape {shape} for weights of {weights.shape}, got {scale.shape}.")
@@ -127,7 +128,7 @@ class Quantizer:
 
     def _project_groups(self, weights: jax.Array, curvature: jax.Array | None, codes: jax.Array | None) -> Quantized:
         """`__call__`, for all groups at once."""
-        dtype = jnp.promote_types(weights.dtype, jnp.float32)
+        dtype = np.promote_types(weights.dtype, jnp.float32)
         split = self.granularity
 
         def grouped(name: str, x: ArrayLike) -> jax.Array:

@@ -78,4 +78,4 @@ def by_comparing(index: jax.Array, x: jax.Array, bins: int) -> jax.Array:
         is_inside = index[..., None] == jnp.expand_dims(some_bins, range(x.ndim))
         return jnp.sum(jnp.where(is_inside, x[..., None], 0), range(x.ndim))
 
-    return jax.lax.map(sums_of, jnp.arange(bins).reshape(-1, math.gcd(bins, _LANES))).reshape(bins)
+    return jax.lax.map(sums_of, jnp.arange(bins, dtype=index.dtype).reshape(-1, math.gcd(bins, _LANES))).reshape(bins)
