@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from fobt import _code_changes as code_changes
+from fobt._flax_serialization import FlaxSerializable
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Followed:
+class Followed(FlaxSerializable):
     """What is remembered of weights whose codes and latents are seen once in every step.
 
     An oscillation is a change of a weight's code in the direction opposite to its last change. While the code stays,

@@ -13,6 +13,7 @@ import optax
 
 from fobt._checks import check_number
 from fobt._comparison import Comparison, compare, unknown
+from fobt._flax_serialization import FlaxSerializable
 from fobt._followed import Followed, follow, start, strides
 from fobt._leaves import TreeQuantizer, check_quantizer, leaf_paths
 from fobt._params import leaves_of_quantized, quantize
@@ -24,7 +25,7 @@ CodesFn: TypeAlias = Callable[[optax.Params], Any]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LeafOscillations:
+class LeafOscillations(FlaxSerializable):
     """The followed weights of one quantized leaf, and what the last update saw of them.
 
     The floating fields are float32, or float64 for float64 weights.

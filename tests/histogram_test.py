@@ -10,7 +10,7 @@ import pytest
 from grid_cases import SEARCHED_GRIDS, allowed_levels, jitted, objective, weighted_sum
 
 import fobt
-from fobt._weighted_histogram import by_comparing, by_scatter, by_scatter_to_copies
+from fobt._weighted_histogram import by_comparing, by_scatter, by_scatter_to_copies, copy_of_each
 
 DISTRIBUTIONS = ["gaussian", "heavy-tailed", "sparse", "bimodal", "constant magnitude", "log-uniform"]
 UP_TO_FIVE_BITS = [grid for grid in SEARCHED_GRIDS if grid != "linear(8)"]
@@ -101,6 +101,22 @@ def test_the_sums_of_every_platform_are_the_same(sums, shape):
     expected = np.zeros(100)
     np.add.at(expected, index, np.float64(x))
     np.testing.assert_allclose(jax.jit(sums, static_argnums=2)(jnp.asarray(index), x, 100), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2**17,), (96, 1024), (33, 7, 500), (4, 3, 2, 5000)])
+@pytest.mark.parametrize("copies", [2, 32, 128])
+def test_neighbours_add_to_one_copy_and_the_next_ones_to_the_next(shape, copies):
+    expected = np.arange(np.prod(shape)).reshape(shape) // 1024 % copies
+    assert len(np.unique(expected)) == min(copies, -(-np.prod(shape) // 1024))
+    np.testing.assert_array_equal(copy_of_each(shape, copies), expected)
+
+
+@pytest.mark.parametrize(("sums", "copies"), [(by_scatter, 2), (by_scatter_to_copies, 128)])
+def test_large_sums_lose_little(sums, copies):
+    """To 2²⁴ float32 cannot add 1: in one of the copies all ones are lost, in the others none."""
+    n = 2**19
+    x = jnp.ones(n).at[0].set(2**24)
+    assert jax.jit(sums, static_argnums=2)(jnp.zeros(n, jnp.int32), x, 1)[0] == 2**24 + n - n // copies
 
 
 def test_on_gpus_additions_go_to_copies_of_the_histogram():
