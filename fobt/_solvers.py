@@ -39,7 +39,7 @@ _OCTAVES_ABOVE = 1
 _REFINEMENTS = 2
 _LEVELS_AT_A_TIME = 8
 # Gains that differ by less than so many units of rounding, times α, are taken as equal.
-_TIE = 4
+_TIE = 32
 
 _MAX_ROUNDS = 10
 _TOLERANCE = 1e-6
