@@ -36,7 +36,6 @@ _OCTAVES, _OCTAVES_OF_SMALL_GROUPS, _SMALL_GROUP = 32, 8, 2048
 _BINS_PER_OCTAVE, _BINS_PER_OCTAVE_AND_LEVEL, _LEAST_BINS_PER_OCTAVE = 64, 8, 16
 # Candidate α reach one octave above the largest magnitude, 1: with a larger α all codes could be doubled.
 _OCTAVES_ABOVE = 1
-_REFINEMENTS = 2
 _LEVELS_AT_A_TIME = 8
 # Gains that differ by less than so many units of rounding, times α, are taken as equal.
 _TIE = 32
@@ -114,7 +113,7 @@ def exact(problem: Problem, grid: Grid) -> _Scales:
     the objective of every assignment on the way, and the optimum is one of them.
     """
     if not problem.r.size:
-        return _refine(problem, grid, jnp.ones(()), rounds=1)
+        return _fitted(problem, grid, jnp.ones(()))
     kept = tuple(axis for axis in range(problem.r.ndim) if axis not in problem.axes)
     flat = (*(problem.r.shape[axis] for axis in kept), -1)
     r, c = (x.transpose(*kept, *problem.axes).reshape(flat)[..., None] for x in (problem.r, problem.curvature))
@@ -127,11 +126,11 @@ def exact(problem: Problem, grid: Grid) -> _Scales:
         num_keys=1,
     )
     best = _best(jnp.cumsum(change_1, -1), jnp.cumsum(change_2, -1), problem.axes)
-    return _refine(problem, grid, best, rounds=1)
+    return _fitted(problem, grid, best)
 
 
 def histogram(problem: Problem, grid: Grid) -> _Scales:
-    """Near-exact in O(n): the best of some thousand α by sums over a histogram of log r, refined by alternation.
+    """Near-exact in O(n): the best of some thousand α by sums over a histogram of log r.
 
     The bins hold sums of C and C r, so a candidate's objective is that of an assignment whose thresholds are bin edges.
     With bins that are equal in log r, a threshold α · midpoint is the same number of bins away from α for all α.
@@ -155,7 +154,7 @@ def histogram(problem: Problem, grid: Grid) -> _Scales:
     zeros = jnp.zeros_like(sum_1[..., :candidates])
     levels = (jnp.asarray(shifts), *_level_changes(grid, sum_1.dtype))
     totals, _ = jax.lax.scan(add_level, (zeros, zeros), levels, unroll=_LEVELS_AT_A_TIME)
-    return _refine(problem, grid, _best(*totals, problem.axes), _REFINEMENTS)
+    return _fitted(problem, grid, _best(*totals, problem.axes))
 
 
 def _sums_above_edges(
@@ -200,12 +199,9 @@ def _best(sum_1: jax.Array, sum_2: jax.Array, axes: tuple[int, ...]) -> jax.Arra
     return jnp.expand_dims(jnp.where(best > 0, best, 1), axes)
 
 
-def _refine(problem: Problem, grid: Grid, scale: jax.Array, rounds: int) -> _Scales:
-    """`rounds` alternations from `scale`: the last assigning α and the one that fits."""
-    assigning = fitted = scale
-    for _ in range(rounds):
-        assigning, fitted = fitted, _fit(problem, grid, fitted)
-    return assigning, fitted
+def _fitted(problem: Problem, grid: Grid, assigning: jax.Array) -> _Scales:
+    """An α that assigns the levels, and the one that fits them."""
+    return assigning, _fit(problem, grid, assigning)
 
 
 def _fit(problem: Problem, grid: Grid, assigning: jax.Array) -> jax.Array:
