@@ -46,8 +46,9 @@ def lp_clipping_value(weights: jax.Array, quantizer: Quantizer, norm: ArrayLike)
 
     def error(octave: jax.Array) -> jax.Array:
         rounded = quantizer.round_to_nearest(r, 2.0**octave).dequantize()
+        errors = jnp.maximum(jnp.abs(r - rounded), jnp.finfo(r.dtype).tiny)  # log(0) is -inf
         # On CPU a power takes four times as long as exp and log.
-        return jnp.sum(jnp.exp(norm * jnp.log(jnp.abs(r - rounded))))
+        return jnp.sum(jnp.exp(norm * jnp.log(errors)))
 
     size = max(weights.size, 1)
 

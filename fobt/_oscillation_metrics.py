@@ -42,6 +42,8 @@ def oscillation_metrics(state: optax.OptState, *, threshold: float = 0.005) -> d
       - `gradient_quantization_error`, `full_precision_gradient_cosine`: gradients at quantized and at full-precision
         weights, NaN unless these are taken.
 
+      In the place of NaN there is 0 while `jax_debug_nans` is set, for which NaN is an error.
+
     Raises:
       ValueError: `threshold` is out of range; there is no such state, or more than one.
 

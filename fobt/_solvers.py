@@ -165,8 +165,9 @@ def _sums_above_edges(
     The other axes are the kept ones.
     """
     r, c = problem.r, problem.curvature
-    # Zeros have log2 = -inf and fall, with everything tiny, into the last bin.
-    index = jnp.minimum(jnp.floor(-per_octave * jnp.log2(r)), bins - 1).astype(jnp.int32)
+    # Zeros fall, with everything tiny, into the last bin.
+    octave = jnp.log2(jnp.maximum(r, jnp.finfo(r.dtype).tiny))
+    index = jnp.minimum(jnp.floor(-per_octave * octave), bins - 1).astype(jnp.int32)
     kept = [axis for axis in range(r.ndim) if axis not in problem.axes]
 
     sums = partial(weighted_histogram, bins=bins)
@@ -195,7 +196,7 @@ def _best(sum_1: jax.Array, sum_2: jax.Array, axes: tuple[int, ...]) -> jax.Arra
     gain = sum_1 * alpha * (1 - _TIE * jnp.finfo(alpha.dtype).eps * alpha)
     # No index of the maximum, which 32 bits cannot hold for every axis. Where there is NaN, nothing is below it.
     is_best = ~(gain < jnp.max(gain, -1, keepdims=True))
-    best = jnp.min(alpha, -1, where=is_best, initial=jnp.inf)
+    best = jnp.min(jnp.where(is_best, alpha, jnp.finfo(alpha.dtype).max), -1)
     return jnp.expand_dims(jnp.where(best > 0, best, 1), axes)
 
 

@@ -1,10 +1,11 @@
-"""Every public function under JAX's strict modes: of dtypes, of ranks, of NaN, of tracers, of transfers."""
+"""Every public function under JAX's strict modes: of dtypes, NaN and infinity, leaked tracers, and without jit.
+
+Which dtypes are promoted and what leaks is seen while tracing, so there is nothing to compile for these modes.
+"""
 
 import contextlib
-import inspect
-import itertools
+import functools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,106 +16,194 @@ import fobt
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
-MODES = {
-    "strict dtypes": lambda: jax.numpy_dtype_promotion("strict"),
-    "strict dtypes, x64": lambda: stack(jax.numpy_dtype_promotion("strict"), jax.enable_x64(True)),
-    "x64": lambda: jax.enable_x64(True),
-    "NaN": lambda: jax.debug_nans(True),
-    "infinity": lambda: jax.debug_infs(True),
-    "leaks": jax.checking_leaks,
-    "without jit": jax.disable_jit,
-    "transfers": lambda: jax.transfer_guard("disallow"),
-}
-
 
 @contextlib.contextmanager
-def stack(*contexts):
+def together(*contexts):
     with contextlib.ExitStack() as entered:
         for context in contexts:
             entered.enter_context(context)
         yield
 
 
-WEIGHTS = np.float32([[0.9, -0.4, 0.1], [-1.2, 0.3, 0.0], [0.2, 0.7, -2.0], [0.6, -0.8, 0.05]])
-GRIDS = {
-    "binary": fobt.binary,
-    "ternary": fobt.ternary,
-    "linear": lambda **kwargs: fobt.linear(3, **kwargs),
-    "logarithmic": lambda **kwargs: fobt.logarithmic(3, **kwargs),
+strict = functools.partial(jax.numpy_dtype_promotion, "strict")
+TRACED_MODES = {
+    "float32": (strict, "float32"),
+    "bfloat16": (strict, "bfloat16"),
+    "float32, x64": (lambda: together(strict(), jax.enable_x64(True)), "float32"),
+    "float64, x64": (lambda: together(strict(), jax.enable_x64(True)), "float64"),
+    "standard promotion, x64": (lambda: jax.enable_x64(True), "float32"),
+    "leaks": (jax.checking_leaks, "float32"),
 }
-GRANULARITIES = {"per_tensor": fobt.per_tensor(), "per_channel": fobt.per_channel(), "per_block": fobt.per_block(3)}
+no_nan_no_inf = lambda: together(jax.debug_nans(True), jax.debug_infs(True))  # noqa: E731
+RUN_MODES = {
+    "NaN and infinity": no_nan_no_inf,
+    "NaN and infinity in every operation": lambda: together(no_nan_no_inf(), jax.disable_jit()),
+}
+
+WEIGHTS = np.array([[0.9, -0.4, 0.1], [-1.2, 0.3, 0.0], [0.2, 0.7, -2.0], [0.6, -0.8, 0.05]])
+BLOCKS = fobt.per_block(3)
+TERNARY = fobt.ternary()
 
 
-def params():
-    return {"kernel": jnp.array(WEIGHTS), "bias": jnp.zeros(3, jnp.float32)}
-
-
-def projections(grid):
-    """One grid with all solvers and granularities."""
-    solvers = [None] if grid == "binary" else ["exact", "histogram", "alternating"]
-    for solver, granularity in itertools.product(solvers, GRANULARITIES.values()):
-        options = {} if solver is None else {"solver": solver}
-        quantizer = GRIDS[grid](granularity=granularity, **options)
-        quantized = quantizer(jnp.array(WEIGHTS), jnp.abs(jnp.array(WEIGHTS)))
-        yield quantized, quantized.dequantize(), quantizer.round_to_nearest(jnp.array(WEIGHTS), quantized.scale)
+def params_of(dtype):
+    return {"kernel": jnp.asarray(WEIGHTS, dtype), "bias": jnp.zeros(3, dtype)}
 
 
 def loss_fn(weights):
-    return jnp.sum(jnp.square(weights["kernel"] - jnp.float32(0.5))) + jnp.sum(weights["bias"])
+    return jnp.sum(jnp.square(weights["kernel"] - 0.5)) + jnp.sum(weights["bias"])
 
 
-def train(tx, quantizer=fobt.ternary(), **keywords):
-    weights = params()
-    state = jax.jit(tx.init)(weights)
-    value_and_grad = fobt.value_and_grad(loss_fn, quantizer)
+def projections(make, *granularities, **options):
+    """A call with curvature, the weights that it stands for, and a rounding with the same scale, for each granularity.
 
-    @jax.jit
-    def step(weights, state):
-        _, grads, grad_fn = value_and_grad(weights, state)
-        updates, state = optax.with_extra_args_support(tx).update(grads, state, weights, grad_fn=grad_fn, **keywords)
-        return optax.apply_updates(weights, updates), state
+    All solvers have each one of them.
+    """
 
-    for _ in range(2):
-        weights, state = step(weights, state)
-    return weights, state
+    def case(params):
+        results = []
+        for granularity in granularities:
+            quantizer = make(granularity=granularity, **options)
+            quantized = quantizer(params["kernel"], jnp.abs(params["kernel"]))
+            results.append((quantized.dequantize(), quantizer.round_to_nearest(params["kernel"], quantized.scale)))
+        return results
+
+    return case
 
 
-CASES = {
-    "binary": lambda: list(projections("binary")),
-    "ternary": lambda: list(projections("ternary")),
-    "linear": lambda: list(projections("linear")),
-    "logarithmic": lambda: list(projections("logarithmic")),
-    "forward_backtrack": lambda: train(fobt.forward_backtrack(0.1, fobt.ternary(), every=2)),
-    "rmsprop": lambda: train(optax.rmsprop(0.1)),
-    "track": lambda: jax.jit(fobt.oscillation_metrics)(train(fobt.track_oscillations(optax.rmsprop(0.1), fobt.ternary()))[1]),
-    "track_fb": lambda: fobt.oscillation_metrics(train(fobt.track_oscillations(fobt.forward_backtrack(0.1, fobt.ternary()), fobt.ternary(),full_precision_gradient=True))[1]),
-    "freeze": lambda: fobt.frozen_weights(train(fobt.freeze_oscillations(optax.rmsprop(0.1), fobt.ternary(), 0.1))[1]),
-    "damp": lambda: jax.value_and_grad(fobt.dampening_loss)(params(), None, fobt.ternary()),
-    "dampb": lambda: jax.value_and_grad(fobt.dampening_loss)(params(), None, fobt.linear(4,granularity=fobt.per_block(3))),
-    "optimistic": lambda: train(fobt.optimistic(fobt.forward_backtrack(0.1, fobt.ternary(), weight_bounds=(-1,1)))),
-    "trial": lambda: fobt.trial_params(params(), optax.rmsprop(0.1).init(params()), fobt.ternary(), optax.rmsprop(0.1)),
-    "bound": lambda: train(optax.chain(optax.rmsprop(0.1), fobt.bound_weights((-1,1),fobt.ternary()))),
-    "quantize": lambda: (fobt.quantize(params(), optax.rmsprop(0.1).init(params()), fobt.logarithmic(3)), fobt.quantized_params(params(), None, fobt.per_leaf(("kernel", fobt.linear(3))))),
-    "identity": lambda: fobt.quantize(params(), None, fobt.identity()),
-    "pack": lambda: [fobt.dequantize(fobt.unpack(fobt.pack(fobt.quantize(params(),None,g()),base3=b))) for g in GRIDS.values() for b in (True,False)],
-    "matmul": lambda: [fobt.packed_matmul(jnp.ones((2,4),jnp.float32), fobt.pack(g(granularity=gr)(jnp.array(WEIGHTS)))) for g in GRIDS.values() for gr in GRANULARITIES.values()],
-    "lapq": lambda: fobt.lapq(loss_fn, params(), fobt.linear(3), max_evaluations=5),
-    "lapql": lambda: fobt.lapq(loss_fn, params(), fobt.logarithmic(3), max_evaluations=5),
-    "fold": lambda: (fobt.fold_batch_norm(fobt.ternary()(jnp.array(WEIGHTS)), jnp.zeros(3,jnp.float32), jnp.ones(3,jnp.float32), jnp.ones(3,jnp.float32), epsilon=1e-5),fobt.fold_batch_norm(jnp.array(WEIGHTS), jnp.zeros(3,jnp.float32), jnp.ones(3,jnp.float32), epsilon=1e-5)),
-    "reest": lambda: fobt.reestimate_batch_stats(lambda s, x: {"mean": 0.9*s["mean"]+0.1*jnp.mean(x)}, {"mean": jnp.zeros((),jnp.float32)}, [jnp.ones(3,jnp.float32)]*2),
-    "plot": lambda: fobt.plot_oscillations([fobt.oscillation_metrics(fobt.track_oscillations(optax.rmsprop(0.1), fobt.ternary()).init(params()))]),
-    "size": lambda: str(fobt.size_report(fobt.quantize(params(), None, fobt.ternary()))),
-    "onnx": lambda: fobt.to_onnx(lambda w, x: x @ w["kernel"] + w["bias"][None], fobt.quantize(params(), None, fobt.linear(3)), jnp.ones((2,4),jnp.float32)),
-    "litert": lambda: fobt.to_litert(lambda w, x: x @ w["kernel"] + w["bias"][None], fobt.quantize(params(), None, fobt.linear(3)), jnp.ones((2,4),jnp.float32)),
-    "save": lambda: save(),
+def updated(tx, params):
+    """Params and state after an update; optimizers of Optax that keep Adam's moments fail in strict modes."""
+    state = tx.init(params)
+    value, grads, grad_fn = fobt.value_and_grad(loss_fn, TERNARY)(params, state)
+    updates, state = optax.with_extra_args_support(tx).update(grads, state, params, grad_fn=grad_fn)
+    return value, optax.apply_updates(params, updates), state
+
+
+def packed_and_back(params):
+    trees = [fobt.quantize(params, None, quantizer) for quantizer in (TERNARY, fobt.logarithmic(3))]
+    packed = [fobt.pack(tree) for tree in trees]
+    return [(fobt.dequantize(tree), fobt.unpack(tree)["kernel"].dequantize()) for tree in packed]
+
+
+def products(params):
+    x = jnp.ones((2, 4), params["kernel"].dtype)
+    quantizers = (fobt.ternary(scales=2), fobt.logarithmic(3, granularity=BLOCKS))
+    return [fobt.packed_matmul(x, fobt.pack(quantizer(params["kernel"]))) for quantizer in quantizers]
+
+
+def tracked(params):
+    optimizer = fobt.track_oscillations(optax.rmsprop(0.1), TERNARY)
+    method = fobt.track_oscillations(fobt.forward_backtrack(0.1, TERNARY), TERNARY, full_precision_gradient=True)
+    return [fobt.oscillation_metrics(updated(tx, params)[2]) for tx in (optimizer, method)]
+
+
+def frozen(params):
+    return fobt.frozen_weights(updated(fobt.freeze_oscillations(optax.rmsprop(0.1), TERNARY, 0.1), params)[2])
+
+
+def optimistic(params):
+    tx = fobt.optimistic(fobt.forward_backtrack(0.1, TERNARY, weight_bounds=(-1, 1)))
+    _, params, state = updated(tx, params)
+    return fobt.trial_params(params, state, TERNARY, tx)
+
+
+def folded(params):
+    gain = jnp.ones_like(params["bias"])
+    kernels = (params["kernel"], TERNARY(params["kernel"]), fobt.linear(3, granularity=BLOCKS)(params["kernel"]))
+    return [fobt.fold_batch_norm(kernel, 0 * gain, gain, gain, gain, epsilon=1e-5) for kernel in kernels]
+
+
+def rules(params):
+    quantizer = fobt.per_leaf(("kernel", fobt.linear(3, granularity=fobt.per_tensor())), default=fobt.identity())
+    state = optax.rmsprop(0.1).init(params)
+    return fobt.quantize(params, state, quantizer), fobt.quantized_params(params, state, quantizer)
+
+
+TRACED = {
+    "binary, per_tensor, per_channel, per_block": projections(
+        fobt.binary, fobt.per_tensor(), fobt.per_channel(), BLOCKS
+    ),
+    "ternary, Quantizer, Quantized": projections(fobt.ternary, fobt.per_tensor(), scales=2),
+    "linear": projections(functools.partial(fobt.linear, 3), BLOCKS, solver="exact"),
+    "logarithmic": projections(functools.partial(fobt.logarithmic, 3), fobt.per_channel(), solver="alternating"),
+    "quantize, quantized_params, per_leaf, identity": rules,
+    "pack, unpack, dequantize, Packed": packed_and_back,
+    "packed_matmul": products,
+    "value_and_grad, bound_weights": lambda params: updated(
+        optax.chain(optax.rmsprop(0.1), fobt.bound_weights((-1, 1), TERNARY)), params
+    ),
+    "forward_backtrack, adam_preconditioner, Preconditioner": lambda params: updated(
+        fobt.forward_backtrack(0.1, TERNARY, every=2), params
+    ),
+    "optimistic, trial_params": optimistic,
+    "track_oscillations, oscillation_metrics, OscillationState": tracked,
+    "freeze_oscillations, frozen_weights": frozen,
+    "dampening_loss": lambda params: jax.value_and_grad(fobt.dampening_loss)(params, None, TERNARY),
+    "fold_batch_norm": folded,
 }
-def save():
-    fobt.save_packed("/tmp/s/x.safetensors", fobt.quantize(params(), None, fobt.ternary()))
-    f=fobt.load_packed("/tmp/s/x.safetensors"); t=f.to_jax() if hasattr(f,'to_jax') else f.params
-    return jax.tree.map(lambda x: x, t), str(fobt.size_report("/tmp/s/x.safetensors"))
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("case", CASES)
-def test_modes(case, mode):
-    with MODES[mode]():
-        jax.block_until_ready(CASES[case]())
+
+def post_training(params, folder):
+    return fobt.lapq(loss_fn, params, fobt.linear(3), max_evaluations=1)
+
+
+def statistics(params, folder):
+    def update_fn(stats, batch):
+        return {"mean": 0.9 * stats["mean"] + 0.1 * jnp.mean(batch).astype(stats["mean"].dtype)}
+
+    return fobt.reestimate_batch_stats(update_fn, {"mean": params["bias"][0]}, [params["kernel"]])
+
+
+def files(params, folder):
+    path = folder / "weights.safetensors"
+    fobt.save_packed(path, fobt.quantize(params, None, TERNARY))
+    loaded = fobt.load_packed(path)
+    return loaded.weights(), loaded.packed(), loaded.quantized(), str(fobt.size_report(path))
+
+
+def figure(params, folder):
+    tx = fobt.track_oscillations(optax.rmsprop(0.1), TERNARY)
+    return fobt.plot_oscillations([fobt.oscillation_metrics(tx.init(params))])
+
+
+def exported(convert, params, folder):
+    quantized = fobt.quantize(params, None, fobt.linear(3))
+    return convert(lambda weights, x: x @ weights["kernel"], quantized, jnp.ones((2, 4), jnp.float32))
+
+
+CONCRETE = {
+    "lapq, LapqResult": post_training,
+    "reestimate_batch_stats": statistics,
+    "save_packed, load_packed, PackedFile, PackedArray": files,
+    "size_report, SizeReport, LeafSize": lambda params, _: str(fobt.size_report(fobt.quantize(params, None, TERNARY))),
+    "plot_oscillations": figure,
+    "to_onnx": functools.partial(exported, fobt.to_onnx),
+    "to_litert": functools.partial(exported, fobt.to_litert),
+}
+
+
+@pytest.mark.parametrize("mode", TRACED_MODES)
+@pytest.mark.parametrize("names", TRACED)
+def test_traced(names, mode):
+    context, dtype = TRACED_MODES[mode]
+    with context():
+        jax.eval_shape(lambda: jax.tree.leaves(TRACED[names](params_of(dtype))))
+
+
+@pytest.mark.parametrize("mode", RUN_MODES)
+@pytest.mark.parametrize("names", TRACED)
+def test_run(names, mode):
+    params = params_of("float32")
+    with RUN_MODES[mode](), jax.transfer_guard("disallow") if "every" not in mode else contextlib.nullcontext():
+        jax.block_until_ready(jax.jit(lambda params: jax.tree.leaves(TRACED[names](params)))(params))
+
+
+@pytest.mark.parametrize("mode", ["float32, x64", *RUN_MODES])
+@pytest.mark.parametrize("names", CONCRETE)
+def test_of_concrete_arrays(names, mode, tmp_path):
+    with RUN_MODES[mode]() if mode in RUN_MODES else TRACED_MODES[mode][0]():
+        CONCRETE[names](params_of("float32"), tmp_path)
+
+
+def test_no_public_name_is_missing():
+    covered = {name for names in (*TRACED, *CONCRETE) for name in names.split(", ")}
+    assert covered == {name for name in fobt.__all__ if callable(getattr(fobt, name))}
