@@ -86,7 +86,8 @@ def _measures(leaves: Sequence[LeafOscillations], threshold: float) -> dict[str,
             total([share * getattr(comparison, field) for share, comparison in zip(shares, comparisons, strict=True)])
             for field in ("product", "square", "other_square", "distance_square")
         )
-        return Comparison(*sums, known=jnp.all(jnp.asarray([comparison.known for comparison in comparisons], bool)))
+        known = jnp.all(jnp.asarray([comparison.known for comparison in comparisons], bool))
+        return Comparison(known, *sums)
 
     frequencies = [leaf.followed.frequency for leaf in leaves]
     largest = [jnp.max(leaf.followed.amplitude, initial=0) for leaf in leaves]

@@ -33,8 +33,8 @@ def packed_matmul(x: ArrayLike, packed: Packed) -> jax.Array:
       The product, shape (..., outputs), in the common dtype of x and the weights.
 
     Raises:
-      ValueError: `packed` is no `Packed` of rank 2, or has 2³¹ or more inputs or outputs, or `x` is not floating or does
-        not fit it.
+      ValueError: `packed` is no `Packed` of rank 2, or has 2³¹ or more inputs or outputs; `x` is not floating or does not
+        fit it.
 
     Example:
       >>> import fobt
@@ -68,7 +68,7 @@ def packed_matmul(x: ArrayLike, packed: Packed) -> jax.Array:
         part = jax.lax.dynamic_slice_in_dim(x, first, count, axis=-1).astype(dtype)
         return jnp.matmul(part, weights, preferred_element_type=wide)
 
-    fields_per_group, bytes_per_group = group_of(grid.bits, packed.encoding)
+    fields_per_group, _ = group_of(grid.bits, packed.encoding)
     block = max(1, _BLOCK // max(1, outputs * fields_per_group)) * fields_per_group
     blocks, rest = divmod(inputs, block)
     block_bytes = stored_bytes(block * outputs, grid.bits, packed.encoding)

@@ -56,7 +56,9 @@ def copy_of_each(shape: tuple[int, ...], copies: int) -> jax.Array:
     # The place of a weight in the tensor, modulo 2³²; a reshape would move the tensor between devices.
     strides = [np.uint32(math.prod(shape[axis + 1 :]) % 2**32) for axis in range(len(shape))]
     iotas = [jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape))]
-    place = sum((iota * stride for iota, stride in zip(iotas, strides, strict=True)), start=jnp.zeros(shape, jnp.uint32))
+    place = sum(
+        (iota * stride for iota, stride in zip(iotas, strides, strict=True)), start=jnp.zeros(shape, jnp.uint32)
+    )
     return place // np.uint32(_RUN) % np.uint32(copies)
 
 

@@ -97,7 +97,10 @@ def tracked(params):
 
 
 def frozen(params):
-    return fobt.frozen_weights(updated(fobt.freeze_oscillations(optax.rmsprop(0.1), TERNARY, 0.1), params)[2])
+    schedule = lambda count: jnp.asarray(0.1, jnp.result_type(float))  # noqa: E731
+    thresholds = (0.1, schedule)
+    optimizers = [fobt.freeze_oscillations(optax.rmsprop(0.1), TERNARY, threshold) for threshold in thresholds]
+    return [fobt.frozen_weights(updated(tx, params)[2]) for tx in optimizers]
 
 
 def optimistic(params):
