@@ -33,8 +33,8 @@ def packed_matmul(x: ArrayLike, packed: Packed) -> jax.Array:
       The product, shape (..., outputs), in the common dtype of x and the weights.
 
     Raises:
-      ValueError: `packed` is no `Packed` of rank 2, or has 2³¹ or more inputs or outputs; `x` is not floating or does not
-        fit it.
+      ValueError: `packed` is no `Packed` of rank 2, or it has 2³¹ or more inputs or outputs; `x` is not floating, or it
+        does not fit.
 
     Example:
       >>> import fobt
