@@ -34,10 +34,9 @@ class Quantizer:
       granularity: which weights share a scale: `per_tensor`, `per_channel` or `per_block`.
       solver: how (P) is solved.
 
-          - "histogram" finds the best of some thousand α by sums over a histogram of log|w|, and fits the scale to the
-            codes that it assigns. Time and memory are linear. In groups of many weights its objective is the optimum
-            to about 1e-4; in groups of less than 2048 the histogram is coarser, and the objective the optimum to about
-            1e-2.
+          - "histogram" finds the best of some thousand α by sums over a histogram of log|w| and refines it by two
+            alternations. Time and memory are linear. In groups of many weights its objective is the optimum to about
+            1e-4; in groups of less than 2048 the histogram is coarser, and the objective the optimum to about 1e-2.
           - "exact" finds the global optimum by sorting, O(n L log nL) for L positive levels: for small or unsharded
             tensors.
           - "alternating" is Algorithm 2 of the AAAI paper (LATa, LAQ), at most ten rounds to a local minimum,

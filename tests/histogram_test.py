@@ -59,6 +59,19 @@ def test_near_exact_for_many_weights(grid, distribution):
     assert excess_over_bound(grid, weights, log_uniform(9, MANY)) <= 0
 
 
+def test_alternations_refine_the_best_candidate():
+    """The mean excess over the optimum is 3e-5 without alternations, 1.4e-6 with one, and 1.6e-7 with two."""
+    rng = np.random.default_rng(6)
+    draws = [rng.normal, rng.standard_cauchy, rng.laplace, lambda size: rng.uniform(-1, 1, size)]
+    excesses = []
+    for draw in draws:
+        for curvature in (np.ones(MANY, np.float32), log_uniform(20, MANY, decades=4)):
+            weights = np.float32(draw(size=MANY))
+            found = objective(weights, curvature, jitted("ternary", "histogram")(weights, curvature))
+            excesses.append(found / best_objective(weights, curvature, "ternary") - 1)
+    assert np.mean(excesses) <= 5e-7
+
+
 @pytest.mark.parametrize("power", [-2, 2])
 @pytest.mark.parametrize("grid", ["ternary", "linear(4)", "logarithmic(4)"])
 def test_near_exact_where_curvature_follows_the_weights(grid, power):
