@@ -81,7 +81,7 @@ def reestimate_batch_stats(
     References:
       Nagel, Fournarakis, Bondarenko, Blankevoort, Overcoming Oscillations in Quantization-Aware Training, ICML 2022.
     """
-    zeros = jax.tree.map(lambda r: jnp.zeros_like(r, jnp.promote_types(r.dtype, jnp.float32)), batch_stats)
+    zeros = jax.tree.map(lambda r: jnp.zeros_like(r, np.promote_types(r.dtype, jnp.float32)), batch_stats)
     total, rates, count = zeros, zeros, 0
     for count, batch in enumerate(batches, start=1):
         parts = update_fn(zeros, batch)  # (1 - m) s

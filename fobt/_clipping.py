@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from fobt import _solvers
@@ -39,14 +40,15 @@ def lp_clipping_value(weights: jax.Array, quantizer: Quantizer, norm: ArrayLike)
     Returns:
       c, shape (), in the dtype of the scale.
     """
-    magnitudes = jnp.abs(weights.astype(jnp.promote_types(weights.dtype, jnp.float32)))
+    magnitudes = jnp.abs(weights.astype(np.promote_types(weights.dtype, jnp.float32)))
     largest = jnp.max(magnitudes, initial=0)
     r = _solvers.normalise(magnitudes, largest)
 
     def error(octave: jax.Array) -> jax.Array:
         rounded = quantizer.round_to_nearest(r, 2.0**octave).dequantize()
+        errors = jnp.maximum(jnp.abs(r - rounded), jnp.finfo(r.dtype).tiny)  # log(0) is -inf
         # On CPU a power takes four times as long as exp and log.
-        return jnp.sum(jnp.exp(norm * jnp.log(jnp.abs(r - rounded))))
+        return jnp.sum(jnp.exp(norm * jnp.log(errors)))
 
     size = max(weights.size, 1)
 

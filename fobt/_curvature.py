@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fobt._leaves import leaf_paths
@@ -104,7 +105,7 @@ def _holders(tree: Any) -> Iterator[Any]:
 
 
 def _evaluate(divisor: Divisor, leaves: Sequence[Any]) -> jax.Array:
-    wide = [jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32)) for x in leaves]
+    wide = [jnp.asarray(x, np.promote_types(jnp.result_type(x), np.float32)) for x in leaves]
     return divisor.function(*wide) + _EPS
 
 

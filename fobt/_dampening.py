@@ -6,11 +6,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fobt._leaves import TreeQuantizer
 from fobt._params import leaves_of_quantized, quantize
 from fobt._quantized import Quantized
+from fobt._totals import total
 
 
 def dampening_loss(
@@ -70,7 +72,7 @@ def dampening_loss(
         for latents, leaf in zip(jax.tree.leaves(params), quantized, strict=True)
         if isinstance(leaf, Quantized)
     ]
-    return sum(losses, jnp.zeros(()))
+    return total(losses)
 
 
 def _leaf_loss(latents: jax.Array, quantized: Quantized, axis: int) -> jax.Array:
@@ -80,7 +82,7 @@ def _leaf_loss(latents: jax.Array, quantized: Quantized, axis: int) -> jax.Array
     lowest, highest = (
         dataclasses.replace(quantized, codes=jnp.full_like(quantized.codes, code)).dequantize() for code in (-n, n)
     )
-    wide = jnp.promote_types(latents.dtype, jnp.float32)
+    wide = np.promote_types(latents.dtype, jnp.float32)
     errors = quantized.dequantize().astype(wide) - jnp.clip(latents, lowest, highest).astype(wide)
     averaged = latents.size // max(1, latents.shape[axis])
-    return jnp.sum(jnp.square(errors)) / max(1, averaged)
+    return jnp.sum(jnp.square(errors)) / float(max(1, averaged))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from fobt._granularity import Granularity, PerBlock, PerChannel, PerTensor
@@ -68,14 +70,15 @@ def fold_batch_norm(
     for name, vector in given.items():
         if vector.shape != shape[-1:]:
             raise ValueError(f"{name} must have shape {shape[-1:]}, that of the output channels, got {vector.shape}.")
-    dtype = jnp.result_type(jnp.float32, *given.values())
+    floating = [vector.dtype for vector in given.values() if jnp.issubdtype(vector.dtype, jnp.floating)]
+    dtype = functools.reduce(np.promote_types, floating, np.dtype(np.float32))
     wide = {name: vector.astype(dtype) for name, vector in given.items()}
     zero = jnp.zeros(shape[-1:], dtype)
     gain = wide.get("scale", zero + 1) * jax.lax.rsqrt(wide["var"] + epsilon)
     shift = (wide.get("layer_bias", zero) - wide["mean"]) * gain + wide.get("bias", zero)
     if not isinstance(kernel, Quantized):
         kernel = jnp.asarray(kernel)
-        folded = kernel.astype(jnp.promote_types(dtype, kernel.dtype)) * _along_last_axis(gain, kernel.ndim)
+        folded = kernel.astype(np.promote_types(dtype, kernel.dtype)) * _along_last_axis(gain, kernel.ndim)
         return folded.astype(kernel.dtype), shift
     return _scaled(kernel, gain), shift
 
@@ -88,7 +91,8 @@ def _scaled(kernel: Quantized, gain: jax.Array) -> Quantized:
     scale = kernel.scale
     if isinstance(split, PerTensor):
         scale = scale.reshape(scale.shape + (1,) * ndim)
-    scale = (scale * _along_last_axis(gain, scale.ndim)).astype(kernel.scale.dtype)
+    wide = np.promote_types(scale.dtype, gain.dtype)
+    scale = (scale.astype(wide) * _along_last_axis(gain.astype(wide), scale.ndim)).astype(kernel.scale.dtype)
     return dataclasses.replace(kernel, scale=scale, granularity=_with_channels(split, ndim))
 
 

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from fobt import _code_changes as code_changes
+from fobt._flax_serialization import FlaxSerializable
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Followed:
+class Followed(FlaxSerializable):
     """What is remembered of weights whose codes and latents are seen once in every step.
 
     An oscillation is a change of a weight's code in the direction opposite to its last change. While the code stays,
@@ -70,7 +71,7 @@ def follow(before: Followed, codes: jax.Array, latents: jax.Array, momentum: flo
     turn = jnp.where(oscillated, before.extreme, before.turn)
     further = jnp.where(direction > 0, jnp.maximum(before.extreme, latents), jnp.minimum(before.extreme, latents))
     extreme = jnp.where(changed, latents, further)
-    swing = jnp.where(swinging, direction * (extreme - turn), 0)
+    swing = jnp.where(swinging, direction.astype(extreme.dtype) * (extreme - turn), 0)
     amplitude = jnp.maximum(before.amplitude, swing)
     frequency = code_changes.frequency_after(before.frequency, oscillated, momentum)
     return Followed(codes, direction, swinging, extreme, turn, amplitude, frequency)

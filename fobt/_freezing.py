@@ -163,7 +163,7 @@ def freeze_oscillations(
         mean_codes = jax.tree.map(
             lambda code, mean: momentum * code.astype(mean.dtype) + (1 - momentum) * mean, codes, state.mean_codes
         )
-        limit = threshold(state.steps) if callable(threshold) else threshold
+        limit = jnp.asarray(threshold(state.steps) if callable(threshold) else threshold, jnp.float32)  # as f
         frozen_codes = [
             code if leaf is None else jnp.where((code == _FREE) & (f > limit), _nearest_code(mean, leaf.grid), code)
             for leaf, code, f, mean in zip(

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 
 class Granularity(abc.ABC):
@@ -32,9 +31,9 @@ class Granularity(abc.ABC):
         del shape
         return x
 
-    def members(self, shape: tuple[int, ...]) -> np.ndarray:
+    def members(self, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """1 where the grouped form of a tensor of shape `shape` holds a weight, 0 where it is filled up; broadcasts."""
-        return np.ones((1,) * len(shape))
+        return jnp.ones((1,) * len(shape), dtype)
 
     @abc.abstractmethod
     def stacked(self, count: int) -> Granularity:
@@ -116,11 +115,9 @@ class PerBlock(Granularity):
         merged = x.reshape(*x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :])
         return jax.lax.slice_in_dim(merged, 0, shape[axis], axis=axis)
 
-    def members(self, shape: tuple[int, ...]) -> np.ndarray:
+    def members(self, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         axis = _canonical(self.axis, len(shape))
-        blocks, size = self._blocks(shape[axis])
-        filled = (np.arange(blocks * size) < shape[axis]).reshape(blocks, size)
-        return np.expand_dims(filled.astype(float), [i for i in range(len(shape) + 1) if i not in (axis, axis + 1)])
+        return self.group(jnp.ones([length if i == axis else 1 for i, length in enumerate(shape)], dtype))
 
     def squeeze(self, scale: jax.Array) -> jax.Array:
         return scale.squeeze(self.axes(scale.ndim - 1))

@@ -60,8 +60,8 @@ class Grid:
         if self.spacing == "linear":
             return jnp.minimum(jnp.ceil(ratio * n - 0.5), n)
         codes = jnp.zeros_like(ratio)
-        for midpoint in self.midpoints:
-            codes = codes + (ratio > midpoint)
+        for midpoint in self.midpoints.tolist():
+            codes = codes + (ratio > midpoint).astype(codes.dtype)
         return codes
 
     @functools.cached_property

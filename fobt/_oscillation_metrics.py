@@ -13,6 +13,7 @@ import optax
 from fobt._checks import check_number
 from fobt._comparison import Comparison
 from fobt._oscillations import LeafOscillations, OscillationState
+from fobt._totals import total, widest
 
 # Edges of the bins of the frequency histogram: 0, and half powers of ten.
 FREQUENCY_EDGES = (0.0, *(10 ** (exponent / 2) for exponent in range(-8, 1)))
@@ -40,6 +41,8 @@ def oscillation_metrics(state: optax.OptState, *, threshold: float = 0.005) -> d
       - `trial_gradient_cosine`: between gradient and trial gradient, NaN in a step without one;
       - `gradient_quantization_error`, `full_precision_gradient_cosine`: gradients at quantized and at full-precision
         weights, NaN unless these are taken.
+
+      In the place of NaN there is 0 while `jax_debug_nans` is set, for which NaN is an error.
 
     Raises:
       ValueError: `threshold` is out of range; there is no such state, or more than one.
@@ -71,42 +74,48 @@ def oscillation_metrics(state: optax.OptState, *, threshold: float = 0.005) -> d
 def _measures(leaves: Sequence[LeafOscillations], threshold: float) -> dict[str, jax.Array]:
     """The measures of some leaves together."""
 
-    def total(values: Iterable[jax.Array]) -> jax.Array:
-        return sum(values, start=jnp.zeros(()))
-
     def mean(values: Iterable[jax.Array]) -> jax.Array:
         """The mean over all weights, from the means over the weights of each leaf."""
-        parts = (float(leaf.size) * value for leaf, value in zip(leaves, values, strict=True))
-        return total(parts) / max(1, sum(leaf.size for leaf in leaves))
+        parts = [float(leaf.size) * value for leaf, value in zip(leaves, values, strict=True)]
+        return total(parts) / float(max(1, sum(leaf.size for leaf in leaves)))
 
-    def joined(comparisons: Iterable[Comparison]) -> Comparison:
+    def joined(comparisons: Sequence[Comparison]) -> Comparison:
         """The comparison over all weights, each followed one standing for the others of its leaf."""
         shares = [leaf.size / max(1, leaf.followed.codes.size) for leaf in leaves]
-        fields = zip(*comparisons, strict=True) if leaves else [()] * len(Comparison._fields)
-        return Comparison(*(total(share * x for share, x in zip(shares, field, strict=True)) for field in fields))
+        sums = (
+            total([share * getattr(comparison, field) for share, comparison in zip(shares, comparisons, strict=True)])
+            for field in ("product", "square", "other_square", "distance_square")
+        )
+        known = jnp.all(jnp.asarray([comparison.known for comparison in comparisons], bool))
+        return Comparison(known, *sums)
 
     frequencies = [leaf.followed.frequency for leaf in leaves]
     largest = [jnp.max(leaf.followed.amplitude, initial=0) for leaf in leaves]
-    full_precision = joined(leaf.full_precision for leaf in leaves)
+    full_precision = joined([leaf.full_precision for leaf in leaves])
     return {
         "flip_share": mean(leaf.flip_share for leaf in leaves),
-        "oscillation_frequency": mean(_share(f) for f in frequencies),
-        "oscillating_share": mean(_share(f > threshold) for f in frequencies),
-        "largest_amplitude": functools.reduce(jnp.maximum, largest, jnp.zeros(())),
+        "oscillation_frequency": mean(_mean(f) for f in frequencies),
+        "oscillating_share": mean(_share(f > threshold, f.dtype) for f in frequencies),
+        "largest_amplitude": functools.reduce(jnp.maximum, widest(largest)),
         "frequency_histogram": mean(_histogram(f) for f in frequencies),
-        "gradient_cosine": joined(leaf.successive for leaf in leaves).cosine(),
-        "trial_gradient_cosine": joined(leaf.trial for leaf in leaves).cosine(),
+        "gradient_cosine": joined([leaf.successive for leaf in leaves]).cosine(),
+        "trial_gradient_cosine": joined([leaf.trial for leaf in leaves]).cosine(),
         "gradient_quantization_error": full_precision.relative_distance(),
         "full_precision_gradient_cosine": full_precision.cosine(),
     }
 
 
-def _share(values: jax.Array) -> jax.Array:
-    """The mean, 0 of an empty array."""
-    return jnp.sum(values, dtype=jnp.promote_types(values.dtype, jnp.float32)) / max(1, values.size)
+def _mean(values: jax.Array) -> jax.Array:
+    """The mean of floating numbers, 0 of an empty array."""
+    return jnp.sum(values) / float(max(1, values.size))
+
+
+def _share(which: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The share of those that are true."""
+    return _mean(which.astype(dtype))
 
 
 def _histogram(frequencies: jax.Array) -> jax.Array:
     # Differences of shares above each edge: no scatter, and nothing but scalars travels where weights are sharded.
-    above = jnp.stack([_share(frequencies >= edge) for edge in FREQUENCY_EDGES[:-1]])
+    above = jnp.stack([_share(frequencies >= edge, frequencies.dtype) for edge in FREQUENCY_EDGES[:-1]])
     return above - jnp.append(above[1:], 0)

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fobt._checks import check_number
 from fobt._comparison import Comparison, compare, unknown
+from fobt._flax_serialization import FlaxSerializable
 from fobt._followed import Followed, follow, start, strides
 from fobt._grad_fn import check_same_quantizer
 from fobt._leaves import TreeQuantizer, check_quantizer, leaf_paths
@@ -24,7 +26,7 @@ CodesFn: TypeAlias = Callable[[optax.Params], Any]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LeafOscillations:
+class LeafOscillations(FlaxSerializable):
     """The followed weights of one quantized leaf, and what the last update saw of them.
 
     The floating fields are float32, or float64 for float64 weights.
@@ -146,7 +148,7 @@ def track_oscillations(
             leaf_paths(params), jax.tree.leaves(params), _leaf_codes(quantizer, params, inner), strict=True
         ):
             if codes is not None:
-                dtype = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+                dtype = np.promote_types(jnp.result_type(leaf), jnp.float32)
                 leaves[path] = LeafOscillations(
                     followed=start(take(codes), dtype),
                     gradient=jnp.zeros_like(take(codes), dtype),
@@ -198,12 +200,12 @@ def track_oscillations(
         leaves = {}
         for path, leaf in state.leaves.items():
             followed = follow(leaf.followed, take(codes[path]), take(latents[path]), momentum)
-            flips = jnp.sum(followed.codes != leaf.followed.codes).astype(leaf.flip_share.dtype)
+            flips = jnp.sum(followed.codes != leaf.followed.codes, dtype=leaf.flip_share.dtype)
             leaves[path] = dataclasses.replace(
                 leaf,
                 followed=followed,
                 gradient=grads[path],
-                flip_share=flips / max(1, followed.codes.size),
+                flip_share=flips / float(max(1, followed.codes.size)),
                 successive=compare(grads[path], leaf.gradient),
                 trial=trial[path],
                 full_precision=full_precision[path],

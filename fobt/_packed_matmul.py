@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from fobt._granularity import PerBlock, PerTensor
@@ -12,6 +13,8 @@ from fobt._packing import Packed
 
 # Weights that are unpacked at a time: half a megabyte in float32, which stays in the cache of a core.
 _BLOCK = 2**17
+# Indices have 32 bits.
+_LARGEST_INDEX = 2**31 - 1
 
 
 def packed_matmul(x: ArrayLike, packed: Packed) -> jax.Array:
@@ -30,7 +33,8 @@ def packed_matmul(x: ArrayLike, packed: Packed) -> jax.Array:
       The product, shape (..., outputs), in the common dtype of x and the weights.
 
     Raises:
-      ValueError: `packed` is no `Packed` of rank 2, or `x` is not floating or does not fit it.
+      ValueError: `packed` is no `Packed` of rank 2, or it has 2³¹ or more inputs or outputs; `x` is not floating, or it
+        does not fit.
 
     Example:
       >>> import fobt
@@ -44,20 +48,19 @@ def packed_matmul(x: ArrayLike, packed: Packed) -> jax.Array:
         got = f"shape {packed.shape}" if isinstance(packed, Packed) else type(packed).__name__
         raise ValueError(f"packed must be a Packed of rank 2, as fobt.pack makes it of a kernel, got {got}.")
     inputs, outputs = packed.shape
+    if max(packed.shape) > _LARGEST_INDEX:
+        raise ValueError(f"packed must have less than 2³¹ inputs and outputs, got shape {packed.shape}.")
     if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim == 0 or x.shape[-1] != inputs:
         raise ValueError(f"x must be floating, of shape (..., {inputs}), got {x.dtype} of shape {x.shape}.")
     dtype = jnp.result_type(x.dtype, packed.dtype)
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = np.promote_types(dtype, jnp.float32)
     grid = packed.grid
     # In this form each code is an integer or a power of two, which the narrowest floating types hold exactly.
     unit = 1 if grid.spacing == "logarithmic" else grid.max_code
     scale_comes_last = packed.scales == 1 and _lengths(packed) in ((1, 1), (1, outputs))
 
-    def product(first: int | jax.Array, count: int) -> jax.Array:
-        """The product with `count` rows, from row `first` on, which begins a byte."""
-        byte_count = stored_bytes(count * outputs, grid.bits, packed.encoding)
-        begin = first // fields_per_group * (outputs * bytes_per_group)
-        data = jax.lax.dynamic_slice(packed.codes, (begin,), (byte_count,))
+    def product(data: jax.Array, first: int | jax.Array, count: int) -> jax.Array:
+        """The product with `count` rows, from row `first` on, whose bytes are `data`."""
         codes = unpack_codes(data, (count, outputs), grid.spacing, grid.bits, packed.encoding).astype(wide)
         rows = first + jnp.arange(count)
         alpha = jnp.asarray(unit, wide) if scale_comes_last else _scale_of_rows(packed, rows, codes)
@@ -65,14 +68,29 @@ def packed_matmul(x: ArrayLike, packed: Packed) -> jax.Array:
         part = jax.lax.dynamic_slice_in_dim(x, first, count, axis=-1).astype(dtype)
         return jnp.matmul(part, weights, preferred_element_type=wide)
 
-    fields_per_group, bytes_per_group = group_of(grid.bits, packed.encoding)
+    fields_per_group, _ = group_of(grid.bits, packed.encoding)
     block = max(1, _BLOCK // max(1, outputs * fields_per_group)) * fields_per_group
     blocks, rest = divmod(inputs, block)
+    block_bytes = stored_bytes(block * outputs, grid.bits, packed.encoding)
+
+    def add_blocks(total: jax.Array, start: int, stop: int) -> jax.Array:
+        """The total and the products with these blocks of rows."""
+        part = packed.codes
+        if stop - start < blocks:  # Otherwise the slice would be a copy of nearly all of the codes.
+            part = part[start * block_bytes : stop * block_bytes]
+
+        def add_block(i: jax.Array, total: jax.Array) -> jax.Array:
+            data = jax.lax.dynamic_slice_in_dim(part, i * block_bytes, block_bytes)
+            return total + product(data, (start + i) * block, block)
+
+        return jax.lax.fori_loop(0, stop - start, add_block, total)
+
     result = jnp.zeros((*x.shape[:-1], outputs), wide)
-    if blocks:
-        result = jax.lax.fori_loop(0, blocks, lambda i, total: total + product(i * block, block), result)
+    blocks_at_a_time = max(1, _LARGEST_INDEX // max(1, block_bytes))
+    for start in range(0, blocks, blocks_at_a_time):
+        result = add_blocks(result, start, min(start + blocks_at_a_time, blocks))
     if rest:
-        result = result + product(blocks * block, rest)
+        result = result + product(packed.codes[blocks * block_bytes :], blocks * block, rest)
     if scale_comes_last:
         result = result * (packed.scale.reshape((1,) * (result.ndim - 1) + (-1,)) / unit)
     return result.astype(dtype)

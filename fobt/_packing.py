@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fobt._flax_serialization import FlaxSerializable
 from fobt._granularity import Granularity
 from fobt._grid import Grid
 from fobt._layout import Encoding, pack_codes, unpack_codes
@@ -16,7 +17,7 @@ from fobt._quantized import Quantized
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Packed:
+class Packed(FlaxSerializable):
     """Quantized weights whose codes are packed: what takes the promised number of bits in memory and in a file.
 
     A registered dataclass like `Quantized`: it passes through `jax.jit`, where it may be unpacked, and `jax.vmap`.

@@ -95,14 +95,15 @@ def adam_preconditioner(
 
     def update(grads: optax.Updates, state: Any) -> tuple[optax.Updates, optax.Updates, Any]:
         count = optax.safe_increment(state.count)
+        exponent = count.astype(jnp.result_type(float))  # strict promotion takes no integer here
         mu = optax.tree.update_moment(grads, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(grads, state.nu, b2, 2)
-        curvature = jax.tree.map(lambda v: jnp.sqrt(v) + eps, optax.tree.bias_correction(nu, b2, count))
+        curvature = jax.tree.map(lambda v: jnp.sqrt(v) + eps, optax.tree.bias_correction(nu, b2, exponent))
         state = optax.ScaleByAdamState(count, optax.tree.cast_like(mu, state.mu), optax.tree.cast_like(nu, state.nu))
-        return optax.tree.bias_correction(mu, b1, count), curvature, state
+        return optax.tree.bias_correction(mu, b1, exponent), curvature, state
 
     def with_curvature(state: Any, curvature: optax.Updates) -> Any:
-        correction = 1 - b2**state.count
+        correction = 1 - b2 ** state.count.astype(jnp.result_type(float))
         nu = jax.tree.map(lambda c: correction.astype(c.dtype) * jnp.square(c - eps), curvature)
         return state._replace(nu=optax.tree.cast_like(nu, state.nu))
 

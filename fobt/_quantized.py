@@ -7,13 +7,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from fobt._flax_serialization import FlaxSerializable
 from fobt._granularity import Granularity
 from fobt._grid import Grid
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Quantized:
+class Quantized(FlaxSerializable):
     """Weights ŵ = α β: integer codes, which stand for levels β in [-1, 1], and scales α.
 
     A registered dataclass: codes and scale are its leaves, so it passes through `jax.jit`, `jax.vmap` and checkpoints.

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from fobt import _solvers
@@ -114,7 +115,7 @@ class Quantizer:
           (Array([ 3, -2,  0,  3], dtype=int8), Array(1.5, dtype=float32))
         """
         weights = _checked_weights(weights)
-        scale = jnp.asarray(scale, jnp.promote_types(weights.dtype, jnp.float32))
+        scale = jnp.asarray(scale, np.promote_types(weights.dtype, jnp.float32))
         split, shape = self.granularity, self._scale_shape(weights)
         if scale.shape != shape:
             raise ValueError(f"scale must have shape {shape} for weights of {weights.shape}, got {scale.shape}.")
@@ -132,7 +133,7 @@ class Quantizer:
 
     def _project_groups(self, weights: jax.Array, curvature: jax.Array | None, codes: jax.Array | None) -> Quantized:
         """`__call__`, for all groups at once."""
-        dtype = jnp.promote_types(weights.dtype, jnp.float32)
+        dtype = np.promote_types(weights.dtype, jnp.float32)
         split = self.granularity
 
         def grouped(name: str, x: ArrayLike) -> jax.Array:
@@ -146,14 +147,14 @@ class Quantizer:
 
         axes = split.axes(weights.ndim)
         w = split.group(weights.astype(dtype))
-        members = jnp.asarray(split.members(weights.shape), bool)
+        members = split.members(weights.shape, dtype) > 0
         # With explicit mesh axes the factor, which costs nothing, spreads the curvature as the weights are.
         c = (members.astype(dtype) if curvature is None else grouped("curvature", curvature)) * jnp.ones_like(w)
         previous = None if codes is None else jnp.abs(grouped("codes", codes))
 
         def project(side: jax.Array, members: jax.Array) -> tuple[jax.Array, jax.Array]:
-            voting = members & (c != jnp.inf)
-            largest, largest_voting = _solvers.joint_max(side, jnp.where(voting, side, -jnp.inf), axes)
+            voting = members & ~_solvers.is_pinned(c)
+            largest, largest_voting = _solvers.joint_max(side, jnp.where(voting, side, -1), axes)
             # Where all are pinned they set the scale; what is not finite shall not pass as finite; nothing has scale 0.
             largest = jnp.where(jnp.isfinite(largest) & (largest_voting >= 0), largest_voting, jnp.maximum(largest, 0))
             problem = _solvers.Problem(_solvers.normalise(side, largest), c, members.astype(dtype), axes)

@@ -124,7 +124,8 @@ def _add(arrays: dict[str, np.ndarray], name: str, leaf: Any) -> None:
 
 def _replace_file(path: Path, content: bytes) -> None:
     """Writes a file next to `path`, and moves it there when it is complete."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    # Not made from the name of the file, which may be as long as names can be.
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(content)

@@ -37,10 +37,9 @@ _OCTAVES, _OCTAVES_OF_SMALL_GROUPS, _SMALL_GROUP = 32, 8, 2048
 _BINS_PER_OCTAVE, _BINS_PER_OCTAVE_AND_LEVEL, _LEAST_BINS_PER_OCTAVE = 64, 8, 16
 # Candidate α reach one octave above the largest magnitude, 1: with a larger α all codes could be doubled.
 _OCTAVES_ABOVE = 1
-_REFINEMENTS = 2
 _LEVELS_AT_A_TIME = 8
 # Gains that differ by less than so many units of rounding, times α, are taken as equal.
-_TIE = 4
+_TIE = 32
 
 _MAX_ROUNDS = 10
 _TOLERANCE = 1e-6
@@ -68,7 +67,12 @@ class Problem:
 
         Each loop should select for itself, from what it has computed: on CPU, XLA stores what several loops share.
         """
-        return jnp.where(self.curvature == jnp.inf, 0, x)
+        return jnp.where(is_pinned(self.curvature), 0, x)
+
+
+def is_pinned(curvature: jax.Array) -> jax.Array:
+    """Where a curvature is infinite; without that constant, at which `jax_debug_infs` stops."""
+    return curvature > jnp.finfo(curvature.dtype).max
 
 
 def normalise(weights: jax.Array, largest: jax.Array) -> jax.Array:
@@ -124,7 +128,7 @@ def exact(problem: Problem, grid: Grid) -> _Scales:
     the objective of every assignment on the way, and the optimum is one of them.
     """
     if not problem.r.size:
-        return _refine(problem, grid, jnp.ones(()), rounds=1)
+        return _fitted(problem, grid, jnp.ones(()))
     kept = tuple(axis for axis in range(problem.r.ndim) if axis not in problem.axes)
     flat = (*(problem.r.shape[axis] for axis in kept), -1)
     r, c = (
@@ -140,7 +144,7 @@ def exact(problem: Problem, grid: Grid) -> _Scales:
         num_keys=1,
     )
     best = _best(jnp.cumsum(change_1, -1), jnp.cumsum(change_2, -1), problem.axes)
-    return _refine(problem, grid, best, rounds=1)
+    return _fitted(problem, grid, best)
 
 
 def histogram(problem: Problem, grid: Grid) -> _Scales:
@@ -168,7 +172,8 @@ def histogram(problem: Problem, grid: Grid) -> _Scales:
     zeros = jnp.zeros_like(sum_1[..., :candidates])
     levels = (jnp.asarray(shifts), *_level_changes(grid, sum_1.dtype))
     totals, _ = jax.lax.scan(add_level, (zeros, zeros), levels, unroll=_LEVELS_AT_A_TIME)
-    return _refine(problem, grid, _best(*totals, problem.axes), _REFINEMENTS)
+    # Two alternations: candidates that only rounding tells apart then come to one optimum, however sums are ordered.
+    return _fitted(problem, grid, _fit(problem, grid, _best(*totals, problem.axes)))
 
 
 def _sums_above_edges(
@@ -179,9 +184,10 @@ def _sums_above_edges(
     The other axes are the kept ones.
     """
     r, c = problem.r, problem.curvature
-    # Zeros have log2 = -inf and fall, with everything tiny, into the last bin.
-    index = jnp.minimum(jnp.floor(-per_octave * jnp.log2(r)), bins - 1).astype(jnp.int32)
-    index = jnp.where(c == jnp.inf, bins, index)  # pinned weights are in no bin
+    # Zeros fall, with everything tiny, into the last bin.
+    octave = jnp.log2(jnp.maximum(r, jnp.finfo(r.dtype).tiny))
+    index = jnp.minimum(jnp.floor(-per_octave * octave), bins - 1).astype(jnp.int32)
+    index = jnp.where(is_pinned(c), bins, index)  # pinned weights are in no bin
     kept = [axis for axis in range(r.ndim) if axis not in problem.axes]
 
     sums = partial(weighted_histogram, bins=bins)
@@ -208,16 +214,15 @@ def _best(sum_1: jax.Array, sum_2: jax.Array, axes: tuple[int, ...]) -> jax.Arra
     alpha = jnp.where(sum_2 > 0, sum_1 / jnp.where(sum_2 > 0, sum_2, 1), 0)
     # The same weights have several forms, as (1, ⅓) = (⅓, 1). Of what is equal to rounding, take the smallest α.
     gain = sum_1 * alpha * (1 - _TIE * jnp.finfo(alpha.dtype).eps * alpha)
-    best = jnp.take_along_axis(alpha, jnp.argmax(gain, -1, keepdims=True), -1)[..., 0]
+    # No index of the maximum, which 32 bits cannot hold for every axis. Where there is NaN, nothing is below it.
+    is_best = ~(gain < jnp.max(gain, -1, keepdims=True))
+    best = jnp.min(jnp.where(is_best, alpha, jnp.finfo(alpha.dtype).max), -1)
     return jnp.expand_dims(jnp.where(best > 0, best, 1), axes)
 
 
-def _refine(problem: Problem, grid: Grid, scale: jax.Array, rounds: int) -> _Scales:
-    """`rounds` alternations from `scale`: the last assigning α and the one that fits."""
-    assigning = fitted = scale
-    for _ in range(rounds):
-        assigning, fitted = fitted, _fit(problem, grid, fitted)
-    return assigning, fitted
+def _fitted(problem: Problem, grid: Grid, assigning: jax.Array) -> _Scales:
+    """An α that assigns the levels, and the one that fits them."""
+    return assigning, _fit(problem, grid, assigning)
 
 
 def _fit(problem: Problem, grid: Grid, assigning: jax.Array) -> jax.Array:
@@ -240,9 +245,9 @@ def _joint_sum(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.A
 
 
 def joint_max(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """The largest of x and of y over the axes, `keepdims`; -inf where there is none."""
-    x, y = _reduced_runs(x, y, axes, -jnp.inf, jax.lax.max)
-    return jnp.max(x, axes, keepdims=True, initial=-jnp.inf), jnp.max(y, axes, keepdims=True, initial=-jnp.inf)
+    """The largest of x ≥ -1 and of y ≥ -1 over the axes, `keepdims`; -1 where there is none."""
+    x, y = _reduced_runs(x, y, axes, -1, jax.lax.max)
+    return jnp.max(x, axes, keepdims=True, initial=-1), jnp.max(y, axes, keepdims=True, initial=-1)
 
 
 def _reduced_runs(

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-# On a GPU: the most copies, which together have at most a sixteenth of the size of the tensor, and neighbouring weights
-# that add to the same one.
-_COPIES, _WEIGHTS_PER_BIN, _RUN = 128, 16, 1024
+# The most additions to one sum: float32 loses what is less than 2⁻²⁴ of a sum.
+_MOST_ADDITIONS = 2**18
+# On a GPU: the most copies, which together have at most a sixteenth of the size of the tensor.
+_COPIES, _WEIGHTS_PER_BIN = 128, 16
+_RUN = 1024  # Neighbouring weights that add to the same copy.
 _LANES = 128  # On a TPU: bins that are compared at a time.
 
 
@@ -40,24 +42,37 @@ def weighted_histogram(index: jax.Array, x: jax.Array, bins: int) -> jax.Array:
 
 def by_scatter(index: jax.Array, x: jax.Array, bins: int) -> jax.Array:
     """By additions, one after another: for CPUs."""
-    # No reshape: under sharding only histograms then travel, never the tensor. Explicit axes want to be told so.
-    mesh = jax.typeof(x).sharding.mesh
-    out_sharding = NamedSharding(mesh, PartitionSpec(None)) if mesh.explicit_axes else None
-    return jnp.zeros(bins, x.dtype).at[index].add(x, mode="drop", out_sharding=out_sharding)
+    return _scatter(index, x, bins, -(-x.size // _MOST_ADDITIONS))
 
 
 def by_scatter_to_copies(index: jax.Array, x: jax.Array, bins: int) -> jax.Array:
-    """By additions to copies, one per run of neighbours: for GPUs, where additions to one bin wait for each other."""
+    """By additions to more copies: for GPUs, where additions to one bin wait for each other."""
     copies = min(_COPIES, x.size // (_WEIGHTS_PER_BIN * bins))
-    if copies <= 1:
-        return by_scatter(index, x, bins)
+    return _scatter(index, x, bins, max(copies, -(-x.size // _MOST_ADDITIONS)))
+
+
+def copy_of_each(shape: tuple[int, ...], copies: int) -> jax.Array:
+    """For each weight of a tensor the copy to which it is added: the next one after every run of neighbours, uint32."""
     # The place of a weight in the tensor, modulo 2³²; a reshape would move the tensor between devices.
-    strides = [np.uint32(math.prod(x.shape[axis + 1 :]) % 2**32) for axis in range(x.ndim)]
-    iotas = [jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) for axis in range(x.ndim)]
-    place = sum((iota * stride for iota, stride in zip(iotas, strides, strict=True)), start=jnp.uint32(0))
-    copy = (place // _RUN % copies).astype(index.dtype)
-    index = jnp.where(index < bins, copy * bins + index, copies * bins)
-    return jnp.sum(by_scatter(index, x, copies * bins).reshape(copies, bins), 0)
+    strides = [np.uint32(math.prod(shape[axis + 1 :]) % 2**32) for axis in range(len(shape))]
+    iotas = [jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape))]
+    place = sum(
+        (iota * stride for iota, stride in zip(iotas, strides, strict=True)), start=jnp.zeros(shape, jnp.uint32)
+    )
+    return place // np.uint32(_RUN) % np.uint32(copies)
+
+
+def _scatter(index: jax.Array, x: jax.Array, bins: int, copies: int) -> jax.Array:
+    """The sums by additions to so many copies of the histogram."""
+    copies = max(1, copies)
+    if copies > 1:
+        of_copy = copy_of_each(x.shape, copies).astype(index.dtype) * bins + index
+        index = jnp.where(index < bins, of_copy, copies * bins)
+    # No reshape: under sharding only histograms then travel, never the tensor. Explicit axes want to be told so.
+    mesh = jax.typeof(x).sharding.mesh
+    out_sharding = NamedSharding(mesh, PartitionSpec(None)) if mesh.explicit_axes else None
+    sums = jnp.zeros(copies * bins, x.dtype).at[index].add(x, mode="drop", out_sharding=out_sharding)
+    return jnp.sum(sums.reshape(-1, bins), 0) if copies > 1 else sums
 
 
 def by_comparing(index: jax.Array, x: jax.Array, bins: int) -> jax.Array:
@@ -67,4 +82,4 @@ def by_comparing(index: jax.Array, x: jax.Array, bins: int) -> jax.Array:
         is_inside = index[..., None] == jnp.expand_dims(some_bins, range(x.ndim))
         return jnp.sum(jnp.where(is_inside, x[..., None], 0), range(x.ndim))
 
-    return jax.lax.map(sums_of, jnp.arange(bins).reshape(-1, math.gcd(bins, _LANES))).reshape(bins)
+    return jax.lax.map(sums_of, jnp.arange(bins, dtype=index.dtype).reshape(-1, math.gcd(bins, _LANES))).reshape(bins)

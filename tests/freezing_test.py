@@ -29,9 +29,9 @@ def given_steps(nu=1.0):
     return optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
 
 
-def walk(quantizer, params, steps, threshold=THRESHOLD):
+def walk(quantizer, params, steps, threshold=THRESHOLD, momentum=MOMENTUM):
     """Codes of every forward pass, and after each update the latents, frequencies, frozen codes and frozen weights."""
-    tx = fobt.freeze_oscillations(given_steps(), quantizer, threshold, momentum=MOMENTUM)
+    tx = fobt.freeze_oscillations(given_steps(), quantizer, threshold, momentum=momentum)
     state = tx.init(params)
 
     @jax.jit
@@ -109,6 +109,28 @@ def test_nothing_freezes_while_the_threshold_is_1():
     history, _, _ = walk(fobt.binary(), params, steps, quarter)
     frozen = [bool(is_frozen[0, 0]) for *_, is_frozen in history]
     assert frozen == [False] * 8 + [True] * 4
+
+
+def test_a_frequency_at_the_threshold_freezes_nothing():
+    """The codes are 1, -1, 1, -1: the third is the first oscillation, f = 1/2, and the fourth the next, f = 3/4."""
+    steps = [jnp.array([[0.2, 0]]) * (-1) ** n for n in range(1, 5)]
+    history, _, _ = walk(fobt.binary(), jnp.array([[0.1, 1.0]]), steps, threshold=0.5, momentum=0.5)
+    assert [(float(f[0, 0]), bool(is_frozen[0, 0])) for _, _, f, _, is_frozen in history] == [
+        (0, False),
+        (0, False),
+        (0.5, False),
+        (0.75, True),
+    ]
+
+
+def test_a_binary_weight_whose_codes_have_the_mean_0_is_frozen_at_1():
+    """From -1 to 1, which stays until the mean of the codes is 1 in float32, and back: -1/2 + 1/2 = 0."""
+    moves = {1: 0.2, 31: -0.2}
+    steps = [jnp.array([[moves.get(n, 0.0), 0.0]]) for n in range(33)]
+    history, _, state = walk(fobt.binary(), jnp.array([[-0.1, 1.0]]), steps, threshold=0.4, momentum=0.5)
+    assert [int(codes[0, 0]) for codes, *_ in history] == [-1] * 2 + [1] * 30 + [-1]
+    assert state.mean_codes[0, 0] == 0
+    assert state.frozen_codes[0, 0] == 1
 
 
 def toy(tx, quantizer):

@@ -298,6 +298,14 @@ def test_the_trial_gradient_on_a_quadratic(every, two_stage, known, jit):
     np.testing.assert_allclose(got, numpy_cosine(g, trial_g) if known else np.nan, rtol=1e-5)
 
 
+def test_an_unknown_measure_is_nan_and_0_in_a_search_for_nan():
+    state = fobt.track_oscillations(optax.sgd(STEP), signs).init(make_params())
+    assert np.isnan(fobt.oscillation_metrics(state)["total"]["trial_gradient_cosine"])
+    with jax.debug_nans(True):
+        assert fobt.oscillation_metrics(state)["total"]["trial_gradient_cosine"] == 0
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
+
+
 def test_the_first_of_several_trial_gradients_counts():
     def update(grads, state, params=None, *, grad_fn):
         return jax.tree.map(jnp.add, grad_fn(params), grad_fn(-params)), state

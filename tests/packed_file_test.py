@@ -275,6 +275,16 @@ def test_other_arguments_that_are_wrong(path):
     assert not any(path.parent.iterdir())
 
 
+@pytest.mark.parametrize("stem", ["a" * 243, "ä" * 121 + "a", "量" * 81], ids=["one byte", "two bytes", "three bytes"])
+def test_the_longest_file_names(tmp_path, stem):
+    path = tmp_path / f"{stem}.safetensors"
+    assert len(path.name.encode()) == 255  # the most that file systems take
+    for value in (1.0, 2.0):  # a new file, and one that is replaced
+        fobt.save_packed(path, {"k": np.float32([value])})
+        assert fobt.load_packed(path).params["k"] == value
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("step", ["os.fsync", "pathlib.Path.replace"])
 def test_a_write_that_fails_leaves_the_file_as_it_was(path, monkeypatch, step):
     fobt.save_packed(path, {"old": BIAS})

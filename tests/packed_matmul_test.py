@@ -117,3 +117,16 @@ def test_vmap():
 def test_wrong_arguments(x, packed, message):
     with pytest.raises(ValueError, match=message):
         fobt.packed_matmul(x, packed)
+
+
+@pytest.mark.parametrize("granularity", [fobt.per_tensor(), fobt.per_block(40)])
+def test_codes_of_more_bytes_than_an_index_can_count(granularity, monkeypatch):
+    """They are taken in parts of so many bytes, here of one or two blocks, the last one shorter."""
+    monkeypatch.setattr("fobt._packed_matmul._BLOCK", 2**9)
+    rng = np.random.default_rng(6)
+    x, w = np.float32(rng.normal(size=(2, 333))), np.float32(rng.normal(size=(333, 32)))
+    packed = fobt.pack(fobt.linear(4, granularity=granularity)(w))
+    for largest_index in (400, 600, 2**31 - 1):
+        monkeypatch.setattr("fobt._packed_matmul._LARGEST_INDEX", largest_index)
+        product = jax.jit(lambda x, packed: fobt.packed_matmul(x, packed))(x, packed)
+        np.testing.assert_allclose(product, x @ np.asarray(packed.dequantize()), rtol=1e-4, atol=1e-4)

@@ -216,3 +216,19 @@ def test_curvature_decides_what_is_kept(solver):
     quantized = jitted("ternary", solver)(np.float32([3, -8, 1, 6]), np.float32([9, 1, 1, 1]))
     np.testing.assert_array_equal(quantized.codes, [1, -1, 0, 1])
     np.testing.assert_allclose(quantized.scale, 41 / 11, rtol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["exact", "histogram"])
+@pytest.mark.parametrize("grid", ["linear(3)", "linear(4)", "logarithmic(4)"])
+def test_of_equal_assignments_the_one_with_the_smallest_scale_is_taken(grid, solver):
+    """Weights of one magnitude r are α β without error for every level β; the smallest α is r, with β = 1.
+
+    Many finer levels give equal gains at α so near to each other that float32 cannot tell which is the smallest.
+    """
+    rng = np.random.default_rng(11)
+    magnitudes = np.float32(10 ** rng.uniform(-3, 3, (64, 1)))
+    weights = magnitudes * rng.choice(np.float32([-1, 1]), (64, 23))
+    curvature = np.float32(log_uniform(rng, weights.shape))
+    codes, scale, _ = jitted_rows(grid, solver)(weights, curvature)
+    np.testing.assert_array_equal(codes, np.sign(weights) * (len(allowed_levels(grid)) // 2))
+    np.testing.assert_allclose(scale, magnitudes[:, 0], rtol=1e-6)
