@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,3 +101,9 @@ def integer_bytes(integers: np.ndarray, bits: int) -> np.ndarray:
 def numbered(stem: str, count: int) -> list[str]:
     """The names of the inputs or outputs of a model: the stem, with a number behind it where there are several."""
     return [stem] if count == 1 else [f"{stem}_{i}" for i in range(count)]
+
+
+def warn_of_unused(leaves: Sequence[str]) -> None:
+    """Warns of quantized leaves that an exported function does not use."""
+    if leaves:
+        warnings.warn(f"function does not use the leaves {leaves}, which are left out of the model.", stacklevel=3)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from fobt._exported import Weights, numbered
+from fobt._exported import Weights, numbered, warn_of_unused
 from fobt._leaves import leaf_paths
 from fobt._litert_converter import check_runs, convert
 from fobt._litert_primitives import in_known_primitives
@@ -90,7 +89,6 @@ def to_litert(function: Callable[..., Any], quantized: Any, *inputs: Any) -> byt
     count = len(exported.in_avals) - len(leaves)
     content = convert(exported, [*names, *numbered("input", count)], numbered("output", len(exported.out_avals)))
     model, unused = store_weights(content, dict(zip(names, leaves.values(), strict=True)))
-    if unused:
-        warnings.warn(f"function does not use the leaves {unused}, which are left out of the model.", stacklevel=2)
+    warn_of_unused(unused)
     check_runs(model, exported)
     return model

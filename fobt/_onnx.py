@@ -12,7 +12,7 @@ import numpy as np
 from jax.extend import core
 
 from fobt._calls import called_jaxpr
-from fobt._exported import Weights, numbered
+from fobt._exported import Weights, numbered, warn_of_unused
 from fobt._leaves import leaf_paths
 from fobt._onnx_functions import DOMAIN
 from fobt._onnx_graph import Constant, Graph, Tensor, Value
@@ -35,9 +35,9 @@ def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: b
       do not fill bytes are stored like this, too, because onnxruntime misreads them as INT2.
 
     A leaf is stored once, in the order of axes in which the graph uses it first, under its path; where that is a name
-    of the graph's own, such as input, it has a number behind it. A leaf that is not used is not stored. What does not
-    depend on the inputs and on quantized leaves is computed beforehand. Two-bit tensors need opset 25 (onnxruntime 1.24
-    or newer); everything else is opset 21.
+    of the graph's own, such as input, it has a number behind it. What does not depend on the inputs and on quantized
+    leaves is computed beforehand. Two-bit tensors need opset 25 (onnxruntime 1.24 or newer); everything else is opset
+    21.
 
     The model computes what JAX computes, to rounding. Integers wrap around, and dtypes for which onnxruntime has no
     kernels are carried in wider ones. What may differ is an index out of range, which onnxruntime refuses when it runs,
@@ -57,6 +57,9 @@ def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: b
 
     Returns:
       An `onnx.ModelProto`. Inputs are called input, or input_0, input_1, ...; outputs likewise.
+
+    Warns:
+      UserWarning: the function does not use a quantized leaf, which is left out of the model.
 
     Raises:
       ValueError: the function has a primitive that has no counterpart here, or not for its dtype or parameters, which
@@ -87,8 +90,8 @@ def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: b
     leaves = [_leaf(path, leaf) for path, leaf in zip(leaf_paths(weights), leaves_of_quantized(quantized), strict=True)]
     paths = [leaf.name for leaf in leaves if isinstance(leaf, Weights)]
     graph = Graph(tensors, numbered("output", len(closed.out_avals)), paths, base3=base3)
-    results = _convert(graph, closed, [*leaves, *tensors])
-    graph.add_outputs(results)
+    graph.add_outputs(_convert(graph, closed, [*leaves, *tensors]))
+    warn_of_unused(graph.unused_leaves())
     return _model(graph, tensors, closed.out_avals)
 
 

@@ -181,6 +181,10 @@ class Graph:
         for before, name in copies:
             self.nodes.append(self.onnx.helper.make_node("Identity", [renamed.get(before, before)], [name]))
 
+    def unused_leaves(self) -> list[str]:
+        """The quantized leaves that are not in the graph."""
+        return [leaf for leaf in self._leaf_names if leaf not in self._stored]
+
     def name(self, value: Value | np.ndarray) -> str:
         """The name of a value in the graph, into which it is put where it is not there yet."""
         if isinstance(value, Tensor):

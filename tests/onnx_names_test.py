@@ -115,7 +115,10 @@ def test_keys_with_slashes_are_told_from_paths(quantizer):
 
 def test_a_leaf_that_is_not_used_is_not_stored():
     quantized = {"w": fobt.binary()(normal(8, 4)), "aux": fobt.binary()(normal(4, 5)), "b": normal(1, 3)}
-    model = assert_exported(lambda p, x: x @ p["w"], quantized, normal(3, 8, seed=1))
+    with pytest.warns(
+        UserWarning, match=r"function does not use the leaves \['aux'\], which are left out of the model"
+    ):
+        model = assert_exported(lambda p, x: x @ p["w"], quantized, normal(3, 8, seed=1))
     assert [tensor.name for tensor in stored_codes(model)] == ["w"]
 
 

@@ -13,7 +13,10 @@ from onnx_cases import assert_same, run
 
 import fobt
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
+pytestmark = [
+    pytest.mark.usefixtures("compile_fast"),
+    pytest.mark.filterwarnings("ignore:function does not use the leaves"),
+]
 
 QUANTIZERS = [
     *(fobt.binary(), fobt.ternary(), fobt.ternary(scales=2), fobt.linear(3), fobt.linear(4), fobt.logarithmic(3)),
