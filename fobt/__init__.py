@@ -2,34 +2,35 @@
 
 import importlib.util
 
-from fobt._packed_array import PackedArray
-from fobt._packed_file import PackedFile, load_packed
-from fobt._size_report import LeafSize, SizeReport, size_report
+from fobt._src.packed.packed_array import PackedArray
+from fobt._src.packed.packed_file import PackedFile, load_packed
+from fobt._src.packed.size_report import LeafSize, SizeReport, size_report
 
 if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can be read, and that is all
-    from fobt._batch_stats import reestimate_batch_stats
-    from fobt._bounds import bound_weights
-    from fobt._dampening import dampening_loss
-    from fobt._folding import fold_batch_norm
-    from fobt._forward_backtrack import forward_backtrack
-    from fobt._freezing import freeze_oscillations, frozen_weights
-    from fobt._granularity import per_block, per_channel, per_tensor
-    from fobt._leaves import identity, per_leaf
-    from fobt._litert import to_litert
-    from fobt._onnx import to_onnx
-    from fobt._optimistic import optimistic, trial_params
-    from fobt._oscillation_metrics import oscillation_metrics
-    from fobt._oscillation_plot import plot_oscillations
-    from fobt._oscillations import OscillationState, track_oscillations
-    from fobt._packed_matmul import packed_matmul
-    from fobt._packing import Packed, pack, unpack
-    from fobt._params import dequantize, quantize, quantized_params
-    from fobt._post_training import LapqResult, lapq
-    from fobt._preconditioner import Preconditioner, adam_preconditioner
-    from fobt._quantized import Quantized
-    from fobt._quantizers import Quantizer, binary, linear, logarithmic, ternary
-    from fobt._save_packed import save_packed
-    from fobt._value_and_grad import value_and_grad
+    from fobt._src.export.folding import fold_batch_norm
+    from fobt._src.export.litert.convert import to_litert
+    from fobt._src.export.onnx.convert import to_onnx
+    from fobt._src.optimizers.forward_backtrack import forward_backtrack
+    from fobt._src.optimizers.optimistic import optimistic, trial_params
+    from fobt._src.optimizers.preconditioner import Preconditioner, adam_preconditioner
+    from fobt._src.oscillations.batch_stats import reestimate_batch_stats
+    from fobt._src.oscillations.dampening import dampening_loss
+    from fobt._src.oscillations.freezing import freeze_oscillations, frozen_weights
+    from fobt._src.oscillations.metrics import oscillation_metrics
+    from fobt._src.oscillations.plot import plot_oscillations
+    from fobt._src.oscillations.tracking import OscillationState, track_oscillations
+    from fobt._src.packed.packed_matmul import packed_matmul
+    from fobt._src.packed.packing import Packed, pack, unpack
+    from fobt._src.packed.save_packed import save_packed
+    from fobt._src.post_training.lapq import LapqResult, lapq
+    from fobt._src.quantizers.granularity import per_block, per_channel, per_tensor
+    from fobt._src.quantizers.quantized import Quantized
+    from fobt._src.quantizers.quantizer import Quantizer, binary, linear, logarithmic, ternary
+    from fobt._src.training import Training
+    from fobt._src.trees.bounds import bound_weights
+    from fobt._src.trees.leaves import identity, per_leaf
+    from fobt._src.trees.params import dequantize, quantize, quantized_params
+    from fobt._src.trees.value_and_grad import value_and_grad
 
 __all__ = [
     "LapqResult",
@@ -42,6 +43,7 @@ __all__ = [
     "Quantized",
     "Quantizer",
     "SizeReport",
+    "Training",
     "adam_preconditioner",
     "binary",
     "bound_weights",

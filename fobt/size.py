@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from fobt._size_report import size_report
+from fobt._src.packed.size_report import size_report
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ import pytest
 from grid_cases import SEARCHED_GRIDS, allowed_levels, jitted, objective, weighted_sum
 
 import fobt
-from fobt._weighted_histogram import by_comparing, by_scatter, by_scatter_to_copies, copy_of_each
+from fobt._src.quantizers.weighted_histogram import by_comparing, by_scatter, by_scatter_to_copies, copy_of_each
 
 DISTRIBUTIONS = ["gaussian", "heavy-tailed", "sparse", "bimodal", "constant magnitude", "log-uniform"]
 UP_TO_FIVE_BITS = [grid for grid in SEARCHED_GRIDS if grid != "linear(8)"]

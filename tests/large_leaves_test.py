@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import fobt
-from fobt._clipping import lp_clipping_value
+from fobt._src.quantizers.clipping import lp_clipping_value
 
 # More than 2³¹ weights, and along one axis more than 2³².
 SHAPES = [(50_000, 50_000), (2**32 + 2**11, 2), (2, 2**32 + 2**11)]

@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 import fobt
-from fobt._granularity import Granularity
+from fobt._src.quantizers.granularity import Granularity
 from tests.litert_cases import GRIDS, PER_TENSOR, close, flatbuffer_utils, leaf, normal, run, stored_weights
 
 pytestmark = pytest.mark.usefixtures("compile_fast")

@@ -12,7 +12,7 @@ from flax import nnx
 import fobt
 from experiments.models import NETWORKS
 from experiments.steps import split_model
-from fobt._grid import Grid
+from fobt._src.quantizers.grid import Grid
 from tests.litert_cases import GRIDS, PER_TENSOR, close, leaf, normal, run, stored_weights
 
 pytestmark = pytest.mark.usefixtures("compile_fast")

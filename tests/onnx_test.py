@@ -13,8 +13,8 @@ from onnx_cases import free_batch, normal, run
 import fobt
 from experiments.models import NETWORKS
 from experiments.steps import split_model
-from fobt._granularity import Granularity, PerBlock, PerChannel
-from fobt._grid import Grid
+from fobt._src.quantizers.granularity import Granularity, PerBlock, PerChannel
+from fobt._src.quantizers.grid import Grid
 
 GRIDS = {
     "binary": (Grid("binary", 1), 1),

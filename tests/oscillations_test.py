@@ -13,7 +13,7 @@ import pytest
 from forward_backtrack_test import toy_loss, toy_preconditioner
 
 import fobt
-from fobt._followed import strides
+from fobt._src.oscillations.followed import strides
 
 MOMENTUM = 0.1
 metrics = jax.jit(fobt.oscillation_metrics)

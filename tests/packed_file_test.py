@@ -20,7 +20,7 @@ from flax import nnx
 
 import fobt
 from experiments.read_packed import read_packed
-from fobt._packed_file import file_digest, parse
+from fobt._src.packed.packed_file import file_digest, parse
 from tests.packed_cases import GRANULARITIES, PACKED_GRIDS, bytes_of, quantized, weights_of
 
 BIAS = np.array([0.5, -1.5], np.float32)

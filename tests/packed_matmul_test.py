@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import fobt
-from fobt import _packed_matmul
 from tests.packed_cases import GRANULARITIES, PACKED_GRIDS, quantized, weights_of
 
 matmul = jax.jit(fobt.packed_matmul)
@@ -25,7 +24,7 @@ def check(grid, shape=(19, 5), x_shape=(3,), rtol=1e-5, base3=True, **options):
 def blocks(request, monkeypatch):
     """Blocks that hold the whole matrix, or 8 of its 19 rows, or 5 in base 3."""
     if request.param == "several blocks":
-        monkeypatch.setattr(_packed_matmul, "_BLOCK", 1)
+        monkeypatch.setattr("fobt._src.packed.packed_matmul._BLOCK", 1)
 
 
 @pytest.mark.usefixtures("blocks")
@@ -55,7 +54,7 @@ def test_leading_axes(x_shape):
 
 def test_dtypes(monkeypatch):
     """Sums are taken in float32: 1024 products of ones in bfloat16 would end at 256."""
-    monkeypatch.setattr(_packed_matmul, "_BLOCK", 64)
+    monkeypatch.setattr("fobt._src.packed.packed_matmul._BLOCK", 64)
     ones = dataclasses.replace(quantized("binary", (1024, 2)), codes=np.ones((1024, 2), np.int8), scale=np.float32(1))
     packed = fobt.pack(dataclasses.replace(ones, dtype=jnp.dtype("bfloat16")))
     got = matmul(jnp.ones((1, 1024), jnp.bfloat16), packed)
@@ -122,11 +121,11 @@ def test_wrong_arguments(x, packed, message):
 @pytest.mark.parametrize("granularity", [fobt.per_tensor(), fobt.per_block(40)])
 def test_codes_of_more_bytes_than_an_index_can_count(granularity, monkeypatch):
     """They are taken in parts of so many bytes, here of one or two blocks, the last one shorter."""
-    monkeypatch.setattr("fobt._packed_matmul._BLOCK", 2**9)
+    monkeypatch.setattr("fobt._src.packed.packed_matmul._BLOCK", 2**9)
     rng = np.random.default_rng(6)
     x, w = np.float32(rng.normal(size=(2, 333))), np.float32(rng.normal(size=(333, 32)))
     packed = fobt.pack(fobt.linear(4, granularity=granularity)(w))
     for largest_index in (400, 600, 2**31 - 1):
-        monkeypatch.setattr("fobt._packed_matmul._LARGEST_INDEX", largest_index)
+        monkeypatch.setattr("fobt._src.packed.packed_matmul._LARGEST_INDEX", largest_index)
         product = jax.jit(lambda x, packed: fobt.packed_matmul(x, packed))(x, packed)
         np.testing.assert_allclose(product, x @ np.asarray(packed.dequantize()), rtol=1e-4, atol=1e-4)

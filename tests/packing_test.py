@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import fobt
-from fobt._layout import pack_codes, unpack_codes
+from fobt._src.packed.layout import pack_codes, unpack_codes
 from tests.packed_cases import GRANULARITIES, PACKED_GRIDS, bytes_of, quantized, random_codes, weights_of
 
 SHAPES = [(), (0,), (3, 0, 2), (1,), (11,), (7, 5), (2, 3, 4)]

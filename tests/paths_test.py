@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import fobt
-from fobt._leaves import leaf_paths
+from fobt._src.base.tree_paths import leaf_paths
 
 SLASHES = {"a/b": jnp.ones((8, 8)), "a": {"b": 2 * jnp.ones((8, 4))}, "~1": {"~": jnp.ones((2, 2))}}
 WRITTEN = ["a/b", "a~1b", "~01/~0"]  # as trees are flattened

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import fobt
-from fobt._clipping import lp_clipping_value
+from fobt._src.quantizers.clipping import lp_clipping_value
 
 NORMS = (2.0, 2.5, 3.0, 4.0)
 
