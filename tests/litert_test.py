@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from litert_cases import GRIDS, PER_TENSOR, close, leaf, normal, run, stored_weights
 
 import fobt
 from experiments.models import NETWORKS
 from experiments.steps import split_model
 from fobt._src.quantizers.grid import Grid
-from tests.litert_cases import GRIDS, PER_TENSOR, close, leaf, normal, run, stored_weights
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 

@@ -1,7 +1,5 @@
-"""The instrument against definitions written out, hand-made sequences, closed forms, and the bare optimizers."""
+"""The instrument around optimizers: what the bare ones do, the gradients of the forward passes, closed forms."""
 
-import itertools
-import sys
 from typing import Any, NamedTuple
 
 import chex
@@ -10,13 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from forward_backtrack_test import toy_loss, toy_preconditioner
+from oscillation_cases import QUANTIZER, STEP, make_params, metrics, signs
 
 import fobt
-from fobt._src.oscillations.followed import strides
-
-MOMENTUM = 0.1
-metrics = jax.jit(fobt.oscillation_metrics)
 
 
 @pytest.fixture(autouse=True)
@@ -32,121 +26,7 @@ def optimized():
     """For tests of what XLA makes of the instrument."""
 
 
-# --- Single weights ------------------------------------------------------------------------------------------------
-
-
-def given_codes(params):
-    """Codes that are given beside the latents."""
-    return {"latents": params["codes"].astype(jnp.int8), "codes": None}
-
-
-def followed(codes, latents, dtype="float32"):
-    """State after updates that see these codes and latents, with time as the first axis."""
-    tx = fobt.track_oscillations(optax.sgd(0.0), given_codes, momentum=MOMENTUM)
-    sequence = [
-        {"latents": jnp.asarray(w, dtype), "codes": jnp.asarray(c, "float32")}
-        for c, w in zip(codes, latents, strict=True)
-    ]
-    state = tx.init(sequence[0])
-    update = jax.jit(tx.update)
-    for params in sequence:
-        _, state = update(params, state, params)
-    return state
-
-
-def expected_oscillations(codes, latents):
-    """Amplitude and frequency of one weight, from its whole history."""
-    changes = [t for t in range(1, len(codes)) if codes[t] != codes[t - 1]]
-    directions = [np.sign(int(codes[t]) - int(codes[t - 1])) for t in changes]
-    extremes = []
-    for (start, end), direction in zip(itertools.pairwise([*changes, len(codes)]), directions, strict=True):
-        extremes.append(max(latents[start:end], key=lambda w, direction=direction: direction * w))
-    amplitude, frequency = 0.0, 0.0
-    for i in range(1, len(changes)):
-        if directions[i] != directions[i - 1]:
-            amplitude = max(amplitude, directions[i] * (extremes[i] - extremes[i - 1]))
-            frequency += MOMENTUM * (1 - MOMENTUM) ** (len(codes) - 1 - changes[i])
-    return amplitude, frequency
-
-
-@pytest.mark.parametrize("levels", [(-1, 1), (-1, 0, 1), tuple(range(-7, 8)), (-127, 127)], ids=len)
-def test_any_codes_and_latents_as_defined(levels):
-    """Latents independent of codes are the hardest case; with a scale that moves they are nearly so."""
-    rng = np.random.default_rng(len(levels))
-    steps, shape = 60, (5, 8)
-    stay = rng.random((steps, *shape)) < 0.6
-    codes = rng.choice(levels, (steps, *shape))
-    for t in range(1, steps):
-        codes[t] = np.where(stay[t], codes[t - 1], codes[t])
-    latents = rng.normal(size=(steps, *shape)).cumsum(0).astype(np.float32)
-
-    state = followed(codes, latents)
-    got = state.leaves["latents"].followed
-    for index in np.ndindex(shape):
-        amplitude, frequency = expected_oscillations(codes[:, *index], latents[:, *index])
-        np.testing.assert_allclose(got.amplitude[index], amplitude, rtol=1e-6)
-        np.testing.assert_allclose(got.frequency[index], frequency, rtol=1e-5)
-    total = metrics(state)["total"]
-    np.testing.assert_allclose(total["flip_share"], np.mean(codes[-1] != codes[-2]), rtol=1e-6)
-    np.testing.assert_allclose(total["largest_amplitude"], np.max(got.amplitude))
-    np.testing.assert_allclose(total["oscillation_frequency"], np.mean(got.frequency), rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("codes", "latents", "oscillations", "amplitude"),
-    [
-        ([1, 1, 1, 1], [1, 5, -5, 2], 0, 0),
-        ([-1, 1, 1, 1], [-3, 2, 4, 1], 0, 0),  # one change is no oscillation
-        ([-2, -1, 0, 1], [-2, -1, 0, 1], 0, 0),  # nor is a drift over several levels
-        ([-1, 1, -1, 1, -1], [-2, 3, -2, 3, -2], 3, 5),  # between +p and -q: p + q
-        ([-1, 1, 1, 1, -1, -1], [-1, 1, 4, 2, -1, -3], 1, 7),  # from the extreme, and growing after the oscillation
-        ([0, 1, 1, 0, -1, -1], [0, 1, 2, 0, -5, -9], 1, 2),  # until the next change, to whatever side
-        ([1, -1, 1, 1, 1, 0], [1, -1, 1, 8, 0, 0], 2, 9),
-    ],
-)
-def test_by_hand(codes, latents, oscillations, amplitude):
-    column = np.reshape(codes, (-1, 1, 1)), np.reshape(latents, (-1, 1, 1))
-    leaf = followed(*column).leaves["latents"].followed
-    assert leaf.amplitude == amplitude
-    assert (leaf.frequency > 0) == (oscillations > 0)
-    np.testing.assert_allclose(expected_oscillations(codes, latents)[0], amplitude)
-
-
-@pytest.mark.parametrize(("w", "c"), [(0.3, 1.0), (-2.0, 5.0)])
-@pytest.mark.parametrize(("two_stage", "amplitude_of_w"), [(False, 2), (True, 0)])
-def test_the_toy_problem(w, c, two_stage, amplitude_of_w):
-    """Loss-aware quantization alternates, w ← -w, in every step; the method, w ← 0.6 w, never changes a code."""
-    bare = fobt.forward_backtrack(1.0, fobt.binary(), a=0.6, preconditioner=toy_preconditioner(c))
-    # The state of the toy's optimizer has no second moment.
-    tx = fobt.track_oscillations(
-        bare, lambda params: fobt.quantize(params, None, fobt.binary()).codes, momentum=MOMENTUM
-    )
-    params, flips, steps = jnp.full((1, 1), w), [], 20
-    state = tx.init(params)
-    for _ in range(steps):
-        _, grads, grad_fn = fobt.value_and_grad(toy_loss, fobt.binary())(params, None, c)
-        updates, state = tx.update(grads, state, params, grad_fn=grad_fn, two_stage=two_stage)
-        params = optax.apply_updates(params, updates)
-        flips.append(int(metrics(state)["total"]["flip_share"]))
-    total = metrics(state)["total"]
-    np.testing.assert_allclose(total["largest_amplitude"], amplitude_of_w * abs(w), rtol=1e-5)
-    assert flips == [0] + [0 if two_stage else 1] * (steps - 1)
-    oscillating_steps = 0 if two_stage else steps - 2  # all but the first step and the first change
-    np.testing.assert_allclose(total["oscillation_frequency"], 1 - (1 - MOMENTUM) ** oscillating_steps, rtol=1e-5)
-    np.testing.assert_allclose(total["gradient_cosine"], 1 if two_stage else -1, rtol=1e-6)
-    np.testing.assert_equal(float(total["trial_gradient_cosine"]), -1.0 if two_stage else np.nan)
-
-
-# --- Around optimizers ---------------------------------------------------------------------------------------------
-
-QUANTIZER = fobt.binary()
 TERNARY = fobt.ternary(solver="exact")
-STEP = 0.05
-
-
-def make_params(dtype="float32"):
-    """A leaf with the name of Adam's second moment, which must not be taken for one."""
-    return {"nu": {"kernel": jax.random.normal(jax.random.key(0), (16, 8), dtype)}, "bias": jnp.zeros(8, dtype)}
 
 
 def make_batch(seed):
@@ -163,10 +43,6 @@ def straight_through_loss(latents, x, y):
     kernel = latents["nu"]["kernel"]
     quantized = jnp.sign(kernel) * jnp.mean(jnp.abs(kernel))
     return loss_fn(latents | {"nu": {"kernel": kernel + jax.lax.stop_gradient(quantized - kernel)}}, x, y)
-
-
-def signs(params):
-    return jax.tree.map(lambda w: jnp.sign(w).astype(jnp.int8) if w.ndim == 2 else None, params)
 
 
 class Row(NamedTuple):
@@ -298,14 +174,6 @@ def test_the_trial_gradient_on_a_quadratic(every, two_stage, known, jit):
     np.testing.assert_allclose(got, numpy_cosine(g, trial_g) if known else np.nan, rtol=1e-5)
 
 
-def test_an_unknown_measure_is_nan_and_0_in_a_search_for_nan():
-    state = fobt.track_oscillations(optax.sgd(STEP), signs).init(make_params())
-    assert np.isnan(fobt.oscillation_metrics(state)["total"]["trial_gradient_cosine"])
-    with jax.debug_nans(True):
-        assert fobt.oscillation_metrics(state)["total"]["trial_gradient_cosine"] == 0
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
-
-
 def test_the_first_of_several_trial_gradients_counts():
     def update(grads, state, params=None, *, grad_fn):
         return jax.tree.map(jnp.add, grad_fn(params), grad_fn(-params)), state
@@ -321,43 +189,6 @@ def test_full_precision_gradient_needs_grad_fn():
     params = jnp.ones((2, 2))
     with pytest.raises(ValueError, match="grad_fn must be given with full_precision_gradient"):
         tx.update(params, tx.init(params), params)
-
-
-# --- Sampling ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(7,), (3, 3, 20, 50), (1, 5000), (64, 64), (0, 4), (2, 3), ()])
-@pytest.mark.parametrize("sample", [1, 50, 1000, None])
-def test_strides_take_at_most_the_sample_and_not_much_less(shape, sample):
-    size = int(np.prod(shape))
-    taken = np.empty(shape)[strides(shape, sample)].size
-    assert taken == size if sample is None or size <= sample else sample / 4 < taken <= sample
-
-
-def test_the_followed_weights_are_those_at_the_strides():
-    params = {"kernel": jnp.arange(96.0).reshape(4, 24)}
-    tx = fobt.track_oscillations(optax.sgd(1.0), signs, sample=20)
-    _, state = tx.update(params, tx.init(params), params)
-    leaf = state.leaves["kernel"]
-    assert leaf.size == 96
-    np.testing.assert_array_equal(leaf.gradient, np.arange(96.0).reshape(4, 24)[:, ::8])
-    np.testing.assert_array_equal(leaf.followed.codes, np.sign(leaf.gradient))
-
-
-def test_each_followed_weight_stands_for_its_share_of_the_leaf():
-    """Half of the followed weights of the large leaf flip, none of the small one."""
-    params = {"large": jnp.tile(jnp.array([[1.0], [-1.0]]), (8, 100)), "small": jnp.ones((4, 100))}
-    codes = lambda w: jax.tree.map(lambda x: jnp.sign(x).astype(jnp.int8), w)  # noqa: E731
-    tx = fobt.track_oscillations(optax.sgd(1.0), codes, sample=400)
-    after = {"large": jnp.ones((16, 100)), "small": params["small"]}
-    _, state = tx.update(after, tx.init(params), after)
-    measures = fobt.oscillation_metrics(state)
-    assert state.leaves["large"].gradient.shape == (16, 25)
-    assert measures["leaves"]["large"]["flip_share"] == 0.5
-    np.testing.assert_allclose(measures["total"]["flip_share"], 0.5 * 1600 / 2000)
-    _, state = tx.update({"large": after["large"], "small": -after["small"]}, state, after)
-    cosine = fobt.oscillation_metrics(state)["total"]["gradient_cosine"]
-    np.testing.assert_allclose(cosine, (1600 - 400) / 2000, rtol=1e-6)
 
 
 # --- What every transformation owes --------------------------------------------------------------------------------
@@ -435,33 +266,6 @@ def test_a_saved_state_goes_on():
     chex.assert_trees_all_equal(step(params, restored, make_batch(1)), step(params, state, make_batch(1)))
 
 
-# --- Measures and their figure -------------------------------------------------------------------------------------
-
-
-def test_histogram_and_oscillating_share():
-    """One weight oscillates always, one never, and one did once: f = 1 - 0.9⁴, 0, and 0.1 · 0.9²."""
-    codes = np.array([[1, -1, 1, -1, 1, -1], [1] * 6, [1, -1, 1, 1, 1, 1], [1] * 6]).T[:, None]
-    state = followed(codes, codes)
-    np.testing.assert_allclose(state.leaves["latents"].followed.frequency, [[0.3439, 0, 0.0729, 0]], rtol=1e-5)
-    # The third weight oscillated in the third step; the last bins are from 10^-1.5, 10^-1 and 10^-0.5.
-    total = fobt.oscillation_metrics(state)["total"]
-    np.testing.assert_array_equal(total["frequency_histogram"], [0.5, 0, 0, 0, 0, 0, 0.25, 0, 0.25])
-    assert total["oscillating_share"] == 0.5
-    assert fobt.oscillation_metrics(state, threshold=0.1)["total"]["oscillating_share"] == 0.25
-    np.testing.assert_allclose(total["oscillation_frequency"], (0.3439 + 0.0729) / 4, rtol=1e-5)
-
-
-@pytest.mark.parametrize("quantizer", [fobt.identity(), fobt.binary()])
-def test_nothing_to_follow_and_zeros_give_no_nan(quantizer):
-    params = {"bias": jnp.ones(3), "empty": jnp.zeros((0, 4)), "zeros": jnp.zeros((2, 2))}
-    tx = fobt.track_oscillations(optax.adam(STEP), quantizer, full_precision_gradient=True)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    _, state = tx.update(zeros, tx.init(params), params, grad_fn=lambda weights: zeros)
-    total = fobt.oscillation_metrics(state)["total"]
-    chex.assert_tree_all_finite({name: value for name, value in total.items() if name != "trial_gradient_cosine"})
-    assert total["flip_share"] == total["gradient_cosine"] == total["gradient_quantization_error"] == 0
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -488,38 +292,3 @@ def test_codes_that_are_none(codes):
     params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
     with pytest.raises(ValueError, match="quantizer must return integer codes in the shape of each quantized leaf"):
         fobt.track_oscillations(optax.sgd(1.0), codes).init(params)
-
-
-def test_missing_params_and_states():
-    tx = fobt.track_oscillations(optax.adam(STEP), QUANTIZER)
-    params = jnp.ones((2, 2))
-    state = tx.init(params)
-    with pytest.raises(ValueError, match="params must be given"):
-        tx.update(params, state)
-    with pytest.raises(ValueError, match="state must hold one state of track_oscillations, found 0"):
-        fobt.oscillation_metrics(state.inner)
-    with pytest.raises(ValueError, match="found 2"):
-        fobt.oscillation_metrics((state, state))
-    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\), got 1"):
-        fobt.oscillation_metrics(state, threshold=1)
-
-
-def test_the_figure_has_the_numbers_of_the_history(tmp_path):
-    measures = fobt.oscillation_metrics(followed(np.ones((2, 1, 1)), np.ones((2, 1, 1))))
-    history = [{"total": measures["total"] | {"flip_share": share}} for share in (0.1, 0.3, 0.2)]
-    figure = fobt.plot_oscillations(history)
-    flips = figure.axes[0].lines[0]
-    np.testing.assert_array_equal(flips.get_xdata(), [1, 2, 3])
-    np.testing.assert_allclose(flips.get_ydata(), [0.1, 0.3, 0.2])
-    bars = figure.axes[-1].patches
-    np.testing.assert_allclose([bar.get_height() for bar in bars], measures["total"]["frequency_histogram"])
-    assert [len(axes.lines) // 2 for axes in figure.axes] == [1, 2, 1, 1, 0, 0]  # what is NaN is left out
-    figure.savefig(tmp_path / "figure.png")
-
-
-def test_the_figure_needs_a_history_and_matplotlib(monkeypatch):
-    with pytest.raises(ValueError, match="history must hold the metrics of at least one update"):
-        fobt.plot_oscillations([])
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match="plot_oscillations needs Matplotlib"):
-        fobt.plot_oscillations([{}])

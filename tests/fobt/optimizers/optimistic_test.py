@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import reference
-from forward_backtrack_test import PROJECTIONS, initial_params, loss_fn, minibatch, numpy_grads
+from two_layers import PROJECTIONS, initial_params, loss_fn, minibatch, numpy_grads
 
 import fobt
 

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from packed_cases import quantized
 
 import fobt
 from fobt.size import main
-from tests.packed_cases import quantized
 
 TREE = {
     "conv": {"kernel": quantized("ternary", (3, 3, 1, 7)), "bias": np.zeros(7, np.float16)},

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import reference
-from forward_backtrack_test import (
+from two_layers import (
     B1,
     B2,
     EPS,

@@ -1,9 +1,9 @@
 """Quantized weights for the tests of packing, made without a quantizer, and what they stand for in plain NumPy."""
 
 import numpy as np
+from grid_cases import POSITIVE_LEVELS, make
 
 import fobt
-from tests.grid_cases import POSITIVE_LEVELS, make
 
 # The grids of the other tests, and the linear ones whose codes do not divide a byte.
 PACKED_GRIDS = [*POSITIVE_LEVELS, "linear(5)", "linear(6)", "linear(7)"]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
+from litert_cases import GRIDS, leaf, normal, run, stored_weights
 
 import fobt
-from tests.litert_cases import GRIDS, leaf, normal, run, stored_weights
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from litert_cases import GRIDS, PER_TENSOR, close, flatbuffer_utils, leaf, normal, run, stored_weights
 
 import fobt
 from fobt._src.quantizers.granularity import Granularity
-from tests.litert_cases import GRIDS, PER_TENSOR, close, flatbuffer_utils, leaf, normal, run, stored_weights
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 

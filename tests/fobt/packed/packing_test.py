@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from packed_cases import GRANULARITIES, PACKED_GRIDS, bytes_of, quantized, random_codes, weights_of
 
 import fobt
 from fobt._src.packed.layout import pack_codes, unpack_codes
-from tests.packed_cases import GRANULARITIES, PACKED_GRIDS, bytes_of, quantized, random_codes, weights_of
 
 SHAPES = [(), (0,), (3, 0, 2), (1,), (11,), (7, 5), (2, 3, 4)]
 ENCODINGS = [(grid, True) for grid in PACKED_GRIDS] + [("ternary", False), ("logarithmic(3)", False)]

@@ -1,7 +1,6 @@
 """The transformations against the naive reference, the paper's toy problem, and the cost in gradients."""
 
 import functools
-from typing import NamedTuple
 
 import chex
 import jax
@@ -10,65 +9,12 @@ import numpy as np
 import optax
 import pytest
 import reference
+from toy_problem import ToyState, toy_loss, toy_preconditioner
+from two_layers import B1, B2, EPS, LEARNING_RATE, PROJECTIONS, initial_params, loss_fn, minibatch, numpy_grads
 
 import fobt
 
 STEPS = 20
-LEARNING_RATE, B1, B2, EPS = 0.05, 0.9, 0.99, 1e-8
-
-
-# --- A small problem with its gradient by hand: ½ Σ (tanh(x W + b) V - y)² -----------------------------------------
-
-
-def initial_params(seed):
-    rng = np.random.default_rng(seed)
-    return {"W": rng.normal(size=(5, 8)), "b": rng.normal(size=8), "V": rng.normal(size=(8, 3))}
-
-
-def minibatch(seed, step):
-    rng = np.random.default_rng([seed, step])
-    return rng.normal(size=(6, 5)), rng.normal(size=(6, 3))
-
-
-def numpy_grads(weights, x, y):
-    hidden = np.tanh(x @ weights["W"] + weights["b"])
-    error = hidden @ weights["V"] - y
-    before = error @ weights["V"].T * (1 - hidden**2)
-    return {"W": x.T @ before, "b": before.sum(0), "V": hidden.T @ error}
-
-
-def loss_fn(weights, x, y):
-    hidden = jnp.tanh(x @ weights["W"] + weights["b"][None])
-    return jnp.sum((hidden @ weights["V"] - y) ** 2) / 2
-
-
-QUANTIZERS = {
-    "binary": (fobt.binary(), "binary", None),
-    "ternary": (fobt.ternary(solver="exact"), "ternary", None),
-    "linear3": (fobt.linear(3, solver="exact"), "linear", 3),
-    "linear4": (fobt.linear(4, solver="exact"), "linear", 4),
-    "logarithmic3": (fobt.logarithmic(3, solver="exact"), "logarithmic", 3),
-    "logarithmic4": (fobt.logarithmic(4, solver="exact"), "logarithmic", 4),
-}
-PROJECTIONS = {
-    name: (quantizer, functools.partial(reference.quantize_tensor, Q=reference.levels(grid, bits)))
-    for name, (quantizer, grid, bits) in QUANTIZERS.items()
-} | {
-    "alternating": (
-        fobt.linear(3, solver="alternating"),
-        functools.partial(
-            reference.quantize_tensor, Q=reference.levels("linear", 3), project=reference.project_alternating
-        ),
-    ),
-    "channels": (
-        fobt.ternary(solver="exact", granularity=fobt.per_channel()),
-        functools.partial(reference.quantize_tensor, Q=reference.levels("ternary"), granularity=("channel", (-1,))),
-    ),
-    "blocks": (
-        fobt.linear(3, solver="exact", granularity=fobt.per_block(3)),
-        functools.partial(reference.quantize_tensor, Q=reference.levels("linear", 3), granularity=("block", 3, 0)),
-    ),
-}
 
 
 @pytest.mark.parametrize(
@@ -167,23 +113,6 @@ def test_two_scales_follow_the_reference(b1):
 # --- The toy problem c |w|^(3/2) of the paper, exact derivatives injected ------------------------------------------
 
 
-class ToyState(NamedTuple):
-    count: jax.Array
-
-
-def toy_preconditioner(c):
-    """Direction g and curvature f''(w) = 1.125 c² / |f'(w)|."""
-
-    def update(grads, state):
-        return grads, 1.125 * c**2 / jnp.abs(grads), ToyState(state.count + 1)
-
-    return fobt.Preconditioner(
-        init=lambda params: ToyState(jnp.zeros((), jnp.int32)),
-        update=update,
-        with_curvature=lambda state, curvature: state,
-    )
-
-
 def toy_trajectory(w, c, a, steps, two_stage):
     tx = fobt.forward_backtrack(1.0, fobt.binary(), a=a, preconditioner=toy_preconditioner(c))
     params = jnp.full((1, 1), w)
@@ -195,11 +124,6 @@ def toy_trajectory(w, c, a, steps, two_stage):
         params = optax.apply_updates(params, updates)
         trajectory.append(params.item())
     return np.array(trajectory)
-
-
-def toy_loss(weights, c):
-    magnitude = jnp.abs(weights)
-    return c * jnp.sum(jnp.where(magnitude > 0, jnp.where(magnitude > 0, magnitude, 1) ** 1.5, 0))
 
 
 @pytest.mark.parametrize(("w", "c"), [(0.3, 1.0), (-2.0, 5.0)])

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from litert_cases import GRIDS, leaf, run
 
 import fobt
-from tests.litert_cases import GRIDS, leaf, run
 
 pytestmark = [
     pytest.mark.usefixtures("compile_fast"),

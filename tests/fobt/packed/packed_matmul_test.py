@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from packed_cases import GRANULARITIES, PACKED_GRIDS, quantized, weights_of
 
 import fobt
-from tests.packed_cases import GRANULARITIES, PACKED_GRIDS, quantized, weights_of
 
 matmul = jax.jit(fobt.packed_matmul)
 
