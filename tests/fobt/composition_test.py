@@ -13,8 +13,6 @@ import fobt
 QUANTIZER = fobt.binary()
 LEARNING_RATE = 0.05
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def make_params(seed=0):
     first, second = jax.random.split(jax.random.key(seed))

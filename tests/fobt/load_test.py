@@ -120,7 +120,7 @@ def compilations():
 
 @hypothesis.settings(max_examples=20)
 @hypothesis.given(configurations())
-def test_any_configuration_trains_in_one_program(compile_fast, compilations, configuration):
+def test_any_configuration_trains_in_one_program(compilations, configuration):
     c = configuration
     quantizer = fobt.per_leaf(("kernel", GRIDS[c.grid](granularity=GRANULARITIES[c.granularity](len(c.shape)))))
     rng = np.random.default_rng(0)
@@ -159,7 +159,7 @@ def test_any_configuration_trains_in_one_program(compile_fast, compilations, con
 
 
 @pytest.mark.parametrize("method", ["loss-aware", "two-stage", "optimistic"])
-def test_ten_thousand_steps_leave_nothing_behind(compile_fast, compilations, method):
+def test_ten_thousand_steps_leave_nothing_behind(compilations, method):
     quantizer = fobt.binary()
     optimizer, ahead = make_optimizer(method, quantizer, 1e-8)
     x = jnp.sin(jnp.arange(12.0)).reshape(4, 3)

@@ -19,8 +19,6 @@ from jax.sharding import PartitionSpec as P
 
 import fobt
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 BATCH, STEPS, LEARNING_RATE = 16, 3, 0.05
 WIDTHS = (32, 64, 32, 16)
 

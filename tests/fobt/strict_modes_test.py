@@ -14,8 +14,6 @@ import pytest
 
 import fobt
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 @contextlib.contextmanager
 def together(*contexts):

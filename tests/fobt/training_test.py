@@ -8,8 +8,6 @@ import pytest
 
 import fobt
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 BINARY = fobt.binary()
 RATE = 0.05
 

@@ -13,8 +13,6 @@ from flax import serialization
 
 import fobt
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 WEIGHTS = {"kernel": jnp.array([[0.9, -0.1, 0.4], [-1.2, 0.3, 0.0]]), "bias": jnp.zeros(3)}
 TERNARY = fobt.ternary(granularity=fobt.per_channel())
 

@@ -14,8 +14,6 @@ QUANTIZERS = {"binary": fobt.binary(), "ternary": fobt.ternary(), "linear(4)": f
 EPS = 1e-7  # float16 has no smaller one
 WEIGHTS = np.array([[1.0, -2.0, 3.0, -4.0]])
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def adam(quantizer):
     return optax.adam(1e-3, eps=EPS)

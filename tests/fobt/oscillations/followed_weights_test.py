@@ -13,8 +13,6 @@ from toy_problem import toy_loss, toy_preconditioner
 import fobt
 from fobt._src.oscillations.followed import strides
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def expected_oscillations(codes, latents):
     """Amplitude and frequency of one weight, from its whole history."""

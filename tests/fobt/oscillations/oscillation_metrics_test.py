@@ -12,8 +12,6 @@ from oscillation_cases import QUANTIZER, STEP, followed, make_params, signs
 
 import fobt
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def test_an_unknown_measure_is_nan_and_0_in_a_search_for_nan():
     state = fobt.track_oscillations(optax.sgd(STEP), signs).init(make_params())

@@ -12,20 +12,6 @@ from oscillation_cases import QUANTIZER, STEP, make_params, metrics, signs
 
 import fobt
 
-
-@pytest.fixture(autouse=True)
-def compile_fast(request):
-    """These tests compile much and run little; those that take `optimized` compile as always."""
-    jax.config.update("jax_disable_most_optimizations", "optimized" not in request.fixturenames)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
-def optimized():
-    """For tests of what XLA makes of the instrument."""
-
-
 TERNARY = fobt.ternary(solver="exact")
 
 
@@ -82,8 +68,9 @@ def make_step(row, *, tracked, **options):
     return tx, lambda params, state, batch: step(params, state, batch, kwargs)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("row", ROWS)
-def test_updates_and_inner_state_are_those_of_the_bare_optimizer_to_the_last_bit(row, optimized):
+def test_updates_and_inner_state_are_those_of_the_bare_optimizer_to_the_last_bit(row):
     bare, bare_step = make_step(row, tracked=False)
     tx, step = make_step(row, tracked=True, sample=50)
     params = expected = make_params()
@@ -194,7 +181,8 @@ def test_full_precision_gradient_needs_grad_fn():
 # --- What every transformation owes --------------------------------------------------------------------------------
 
 
-def test_the_instrument_shares_the_projection_of_the_forward_pass(optimized):
+@pytest.mark.optimized
+def test_the_instrument_shares_the_projection_of_the_forward_pass():
     """By the sorts of the exact solver in the compiled program; without a forward pass there would be one more each."""
     sorts = []
     for tracked in (False, True):

@@ -18,9 +18,6 @@ from fobt._src.quantizers.clipping import lp_clipping_value
 NORMS = (2.0, 2.5, 3.0, 4.0)
 
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 def some_weights(shape, seed=0):
     return np.random.default_rng(seed).standard_t(df=4, size=shape).astype(np.float32)
 

@@ -13,7 +13,6 @@ BRUTE_FORCED = {"binary": 5, "ternary": 6, "linear(4)": 4, "logarithmic(3)": 5}
 each = pytest.mark.parametrize(
     ("grid", "solver"), [(grid, solver) for grid, solver in SOLVED_GRIDS if grid in BRUTE_FORCED]
 )
-pytestmark = pytest.mark.usefixtures("compile_fast")
 one_of_each = pytest.mark.parametrize(
     ("grid", "solver"),
     [("binary", None), ("linear(3)", "exact"), ("ternary", "histogram"), ("logarithmic(3)", "alternating")],

@@ -13,8 +13,6 @@ from litert_cases import GRIDS, PER_TENSOR, close, flatbuffer_utils, leaf, norma
 import fobt
 from fobt._src.quantizers.granularity import Granularity
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 LINEAR = GRIDS["linear 4"]
 
 

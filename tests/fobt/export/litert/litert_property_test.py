@@ -14,7 +14,6 @@ from litert_cases import GRIDS, leaf, run
 import fobt
 
 pytestmark = [
-    pytest.mark.usefixtures("compile_fast"),
     pytest.mark.filterwarnings("ignore:function does not use the leaves"),
 ]
 

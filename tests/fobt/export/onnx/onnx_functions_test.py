@@ -11,8 +11,6 @@ from onnx_cases import assert_exported, assert_same, normal, run
 
 import fobt
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 ACTIVATIONS = {
     *("celu", "elu", "gelu", "glu", "hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh", "identity", "leaky_relu"),
     *("log_sigmoid", "log_softmax", "logsumexp", "relu", "relu6", "selu", "sigmoid", "silu", "soft_sign", "softmax"),

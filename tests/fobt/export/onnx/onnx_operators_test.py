@@ -12,8 +12,6 @@ from onnx_cases import assert_exported, assert_same, free_batch, normal, run
 
 import fobt
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 DTYPES = [
     *("bool", "int8", "int16", "int32", "uint8", "uint16", "uint32", "float16", "bfloat16", "float32"),
     *("int64", "uint64", "float64"),

@@ -14,7 +14,6 @@ from onnx_cases import assert_same, run
 import fobt
 
 pytestmark = [
-    pytest.mark.usefixtures("compile_fast"),
     pytest.mark.filterwarnings("ignore:function does not use the leaves"),
 ]
 

@@ -9,8 +9,6 @@ from onnx_cases import assert_exported, assert_same, free_batch, normal, run
 
 import fobt
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 LAYERS = {
     "1D": (nn.Conv(6, (3,)), (2, 9, 4)),
     "1D, causal": (nn.Conv(6, (3,), padding="CAUSAL"), (2, 9, 4)),
