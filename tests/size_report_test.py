@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fobt
-from fobt.size import main
+from fobt.__main__ import main
 from tests.packed_cases import quantized
 
 TREE = {
@@ -89,7 +89,7 @@ def test_a_wrong_file_is_one_line_and_exit_code_2(tmp_path, capsys):
     for path, reason in ((wrong, "is no intact packed file"), (tmp_path / "missing", "No such file")):
         assert main([str(path)]) == 2
         error = capsys.readouterr().err
-        assert error.startswith("python -m fobt.size: ")
+        assert error.startswith("python -m fobt: ")
         assert reason in error
         assert error.count("\n") == 1
 
