@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from fobt._src.optimizers.optimistic import trial_params
+from fobt._src.optimizers.optimistic import quantized_trial_params
 from fobt._src.optimizers.quantized_optimizer import QuantizedOptimizer, looks_ahead
 from fobt._src.trees.grad_fn import GradFn
 from fobt._src.trees.leaves import TreeQuantizer, check_quantizer, check_same_choices
@@ -114,7 +114,7 @@ class Training:
         def value_and_grad_ahead(
             params: optax.Params, state: optax.OptState, *args: Any, **kwargs: Any
         ) -> tuple[Any, optax.Updates, None]:
-            weights = trial_params(params, state, self.quantizer, self.optimizer)
+            weights = quantized_trial_params(params, state, self.quantizer, self.optimizer)
             return *loss_value_and_grad(weights, *args, **kwargs), None
 
         return value_and_grad_ahead

@@ -76,37 +76,47 @@ def updated(tx, params):
     return value, optax.apply_updates(params, updates), state
 
 
+def trained(params):
+    training = fobt.Training(optax.rmsprop(0.1), TERNARY)
+    params, state, value = training.step(loss_fn)(params, training.init(params))
+    return value, training.weights(params, state)
+
+
 def packed_and_back(params):
     trees = [fobt.quantize(params, None, quantizer) for quantizer in (TERNARY, fobt.logarithmic(3))]
-    packed = [fobt.pack(tree) for tree in trees]
-    return [(fobt.dequantize(tree), fobt.unpack(tree)["kernel"].dequantize()) for tree in packed]
+    packed = [fobt.packed.pack(tree) for tree in trees]
+    return [(fobt.dequantize(tree), fobt.packed.unpack(tree)["kernel"].dequantize()) for tree in packed]
 
 
 def products(params):
     x = jnp.ones((2, 4), params["kernel"].dtype)
-    quantizers = (fobt.ternary(scales=2), fobt.logarithmic(3, granularity=BLOCKS))
-    return [fobt.packed_matmul(x, fobt.pack(quantizer(params["kernel"]))) for quantizer in quantizers]
+    quantizers = (fobt.ternary(scale_per_sign=True), fobt.logarithmic(3, granularity=BLOCKS))
+    return [fobt.packed.packed_matmul(x, fobt.packed.pack(quantizer(params["kernel"]))) for quantizer in quantizers]
 
 
 def tracked(params):
-    optimizer = fobt.track_oscillations(optax.rmsprop(0.1), TERNARY)
-    method = fobt.track_oscillations(fobt.forward_backtrack(0.1, TERNARY), TERNARY, full_precision_gradient=True)
-    return [fobt.oscillation_metrics(updated(tx, params)[2]) for tx in (optimizer, method)]
+    optimizer = fobt.oscillations.track_oscillations(optax.rmsprop(0.1), TERNARY)
+    method = fobt.oscillations.track_oscillations(
+        fobt.forward_backtrack(0.1, TERNARY), TERNARY, full_precision_gradient=True
+    )
+    return [fobt.oscillations.oscillation_metrics(updated(tx, params)[2]) for tx in (optimizer, method)]
 
 
 def frozen(params):
     schedule = lambda count: jnp.asarray(0.1, jnp.result_type(float))  # noqa: E731
     thresholds = (0.1, schedule)
-    optimizers = [fobt.freeze_oscillations(optax.rmsprop(0.1), TERNARY, threshold) for threshold in thresholds]
-    return [fobt.frozen_weights(updated(tx, params)[2]) for tx in optimizers]
+    optimizers = [
+        fobt.oscillations.freeze_oscillations(optax.rmsprop(0.1), TERNARY, threshold) for threshold in thresholds
+    ]
+    return [fobt.oscillations.is_frozen(updated(tx, params)[2]) for tx in optimizers]
 
 
 def optimistic(params):
     tx = fobt.optimistic(fobt.forward_backtrack(0.1, TERNARY, weight_bounds=(-1, 1)))
     state = tx.init(params)
-    grads = jax.grad(loss_fn)(fobt.trial_params(params, state, TERNARY, tx))
+    grads = jax.grad(loss_fn)(fobt.quantized_trial_params(params, state, TERNARY, tx))
     updates, state = tx.update(grads, state, params)
-    return fobt.trial_params(optax.apply_updates(params, updates), state, TERNARY, tx)
+    return fobt.quantized_trial_params(optax.apply_updates(params, updates), state, TERNARY, tx)
 
 
 def folded(params):
@@ -116,7 +126,7 @@ def folded(params):
 
 
 def rules(params):
-    quantizer = fobt.per_leaf(("kernel", fobt.linear(3, granularity=fobt.per_tensor())), default=fobt.identity())
+    quantizer = fobt.per_leaf(("kernel", fobt.linear(3, granularity=fobt.per_tensor())), default=fobt.full_precision())
     state = optax.rmsprop(0.1).init(params)
     return fobt.quantize(params, state, quantizer), fobt.quantized_params(params, state, quantizer)
 
@@ -125,10 +135,11 @@ TRACED = {
     "binary, per_tensor, per_channel, per_block": projections(
         fobt.binary, fobt.per_tensor(), fobt.per_channel(), BLOCKS
     ),
-    "ternary, Quantizer, Quantized": projections(fobt.ternary, fobt.per_tensor(), scales=2),
+    "ternary, Quantizer, Quantized": projections(fobt.ternary, fobt.per_tensor(), scale_per_sign=True),
     "linear": projections(functools.partial(fobt.linear, 3), BLOCKS, solver="exact"),
     "logarithmic": projections(functools.partial(fobt.logarithmic, 3), fobt.per_channel(), solver="alternating"),
-    "quantize, quantized_params, per_leaf, identity": rules,
+    "quantize, quantized_params, per_leaf, full_precision": rules,
+    "Training": trained,
     "pack, unpack, dequantize, Packed": packed_and_back,
     "packed_matmul": products,
     "value_and_grad, bound_weights": lambda params: updated(
@@ -137,10 +148,10 @@ TRACED = {
     "forward_backtrack, adam_preconditioner, Preconditioner": lambda params: updated(
         fobt.forward_backtrack(0.1, TERNARY, every=2), params
     ),
-    "optimistic, trial_params": optimistic,
+    "optimistic, quantized_trial_params": optimistic,
     "track_oscillations, oscillation_metrics, OscillationState": tracked,
-    "freeze_oscillations, frozen_weights": frozen,
-    "dampening_loss": lambda params: jax.value_and_grad(fobt.dampening_loss)(params, None, TERNARY),
+    "freeze_oscillations, is_frozen": frozen,
+    "dampening_loss": lambda params: jax.value_and_grad(fobt.oscillations.dampening_loss)(params, None, TERNARY),
     "fold_batch_norm": folded,
 }
 
@@ -158,14 +169,14 @@ def statistics(params, folder):
 
 def files(params, folder):
     path = folder / "weights.safetensors"
-    fobt.save_packed(path, fobt.quantize(params, None, TERNARY))
-    loaded = fobt.load_packed(path)
-    return loaded.weights(), loaded.packed(), loaded.quantized(), str(fobt.size_report(path))
+    fobt.packed.save_packed(path, fobt.quantize(params, None, TERNARY))
+    loaded = fobt.packed.load_packed(path)
+    return loaded.weights(), loaded.packed(), loaded.quantized(), str(fobt.packed.size_report(path))
 
 
 def figure(params, folder):
-    tx = fobt.track_oscillations(optax.rmsprop(0.1), TERNARY)
-    return fobt.plot_oscillations([fobt.oscillation_metrics(tx.init(params))])
+    tx = fobt.oscillations.track_oscillations(optax.rmsprop(0.1), TERNARY)
+    return fobt.oscillations.plot_oscillations([fobt.oscillations.oscillation_metrics(tx.init(params))])
 
 
 def exported(convert, params, folder):
@@ -177,10 +188,12 @@ CONCRETE = {
     "lapq, LapqResult": post_training,
     "reestimate_batch_stats": statistics,
     "save_packed, load_packed, PackedFile, PackedArray": files,
-    "size_report, SizeReport, LeafSize": lambda params, _: str(fobt.size_report(fobt.quantize(params, None, TERNARY))),
+    "size_report, SizeReport, LeafSize": lambda params, _: str(
+        fobt.packed.size_report(fobt.quantize(params, None, TERNARY))
+    ),
     "plot_oscillations": figure,
-    "to_onnx": functools.partial(exported, fobt.to_onnx),
-    "to_litert": functools.partial(exported, fobt.to_litert),
+    "to_onnx": functools.partial(exported, fobt.export.to_onnx),
+    "to_litert": functools.partial(exported, fobt.export.to_litert),
 }
 
 
@@ -209,4 +222,9 @@ def test_of_concrete_arrays(names, mode, tmp_path):
 
 def test_no_public_name_is_missing():
     covered = {name for names in (*TRACED, *CONCRETE) for name in names.split(", ")}
-    assert covered == {name for name in fobt.__all__ if callable(getattr(fobt, name))}
+    assert covered == {
+        name
+        for space in (fobt, fobt.oscillations, fobt.packed, fobt.export)
+        for name in space.__all__
+        if callable(getattr(space, name))
+    }

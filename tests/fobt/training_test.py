@@ -30,7 +30,7 @@ def by_hand(tx, *, ahead: bool = False, steps: int = 4, **keywords):
     weights, state = params(), tx.init(params())
     for _ in range(steps):
         if ahead:
-            at = fobt.trial_params(weights, state, BINARY, tx)
+            at = fobt.quantized_trial_params(weights, state, BINARY, tx)
             (value, _), grads = jax.value_and_grad(loss_fn, has_aux=True)(at, X, Y)
             updates, state = tx.update(grads, state, weights)
         else:
@@ -55,9 +55,9 @@ CASES = {
         fobt.Training(optax.chain(optax.clip(0.01), METHOD), BINARY),
         lambda: by_hand(optax.chain(optax.clip(0.01), METHOD)),
     ),
-    "tracked": (fobt.Training(fobt.track_oscillations(METHOD, BINARY)), lambda: by_hand(METHOD)),
+    "tracked": (fobt.Training(fobt.oscillations.track_oscillations(METHOD, BINARY)), lambda: by_hand(METHOD)),
     "tracked, one gradient": (
-        fobt.Training(fobt.track_oscillations(fobt.optimistic(METHOD), BINARY)),
+        fobt.Training(fobt.oscillations.track_oscillations(fobt.optimistic(METHOD), BINARY)),
         lambda: by_hand(fobt.optimistic(METHOD), ahead=True),
     ),
 }

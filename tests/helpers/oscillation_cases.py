@@ -9,7 +9,7 @@ import fobt
 MOMENTUM = 0.1
 QUANTIZER = fobt.binary()
 STEP = 0.05
-metrics = jax.jit(fobt.oscillation_metrics)
+metrics = jax.jit(fobt.oscillations.oscillation_metrics)
 
 
 def given_codes(params):
@@ -19,7 +19,7 @@ def given_codes(params):
 
 def followed(codes, latents, dtype="float32"):
     """State after updates that see these codes and latents, with time as the first axis."""
-    tx = fobt.track_oscillations(optax.sgd(0.0), given_codes, momentum=MOMENTUM)
+    tx = fobt.oscillations.track_oscillations(optax.sgd(0.0), given_codes, decay=1 - MOMENTUM)
     sequence = [
         {"latents": jnp.asarray(w, dtype), "codes": jnp.asarray(c, "float32")}
         for c, w in zip(codes, latents, strict=True)

@@ -9,7 +9,7 @@ is g*ₜ, and a guess ĝ of g takes its place, known before the forward pass (nu
 
 `optimistic` guesses the last trial gradient, ĝ = g*ₜ₋₁ with g*₀ = 0, as optimistic gradient methods do. The guess
 ĝ = 0 needs no memory and no blend: the step is the optimizer's own with g*, and the trial point is where the momentum
-carries the weights, which is Nesterov's accelerated gradient. `trial_params` gives ŵ* of both.
+carries the weights, which is Nesterov's accelerated gradient. `quantized_trial_params` gives ŵ* of both.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def optimistic(optimizer: optax.GradientTransformationExtraArgs) -> optax.Gradie
 
     The forward pass runs at the trial point, and no `grad_fn` is needed:
 
-        weights = fobt.trial_params(params, state, quantizer, tx)
+        weights = fobt.quantized_trial_params(params, state, quantizer, tx)
         loss, trial_grads = jax.value_and_grad(loss_fn)(weights)
         updates, state = tx.update(trial_grads, state, params)
 
@@ -75,7 +75,7 @@ def optimistic(optimizer: optax.GradientTransformationExtraArgs) -> optax.Gradie
       >>> params = jnp.array([[0.3, 0.2, -0.1]])
       >>> state = tx.init(params)
       >>> for _ in range(30):
-      ...     trial_grads = jax.grad(loss_fn)(fobt.trial_params(params, state, quantizer, tx))
+      ...     trial_grads = jax.grad(loss_fn)(fobt.quantized_trial_params(params, state, quantizer, tx))
       ...     updates, state = tx.update(trial_grads, state, params)
       ...     params = optax.apply_updates(params, updates)
       >>> fobt.quantize(params, state, quantizer).codes
@@ -106,9 +106,10 @@ def optimistic(optimizer: optax.GradientTransformationExtraArgs) -> optax.Gradie
         """
         if two_stage is not False and is_quantized(grad_fn, params):
             raise ValueError(
-                "grads must be taken at fobt.trial_params(params, state, quantizer, tx), got gradients at the current "
-                "quantized weights with the grad_fn of fobt.value_and_grad. fobt.optimistic takes one gradient a step: "
-                "trial_grads = jax.grad(loss_fn)(fobt.trial_params(params, state, quantizer, tx)), then "
+                "grads must be taken at fobt.quantized_trial_params(params, state, quantizer, tx), got gradients at "
+                "the current quantized weights with the grad_fn of fobt.value_and_grad. fobt.optimistic takes one "
+                "gradient a step: "
+                "trial_grads = jax.grad(loss_fn)(fobt.quantized_trial_params(params, state, quantizer, tx)), then "
                 "tx.update(trial_grads, state, params) without grad_fn."
             )
         last = jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(state.trial_grads))
@@ -124,7 +125,7 @@ def optimistic(optimizer: optax.GradientTransformationExtraArgs) -> optax.Gradie
     return QuantizedOptimizer(init, update, quantizer, looks_ahead=True)
 
 
-def trial_params(
+def quantized_trial_params(
     params: optax.Params, state: optax.OptState, quantizer: TreeQuantizer, optimizer: optax.GradientTransformation
 ) -> optax.Params:
     """The quantized weights ŵ* one step ahead: where methods with one gradient per step take it.
@@ -133,7 +134,7 @@ def trial_params(
     with the curvature of the state there. ĝ is the last trial gradient where `state` holds one (`fobt.optimistic`), and
     0 for any other optimizer: then momentum alone moves the weights, and training is the quantized Nesterov form,
 
-        trial_grads = jax.grad(loss_fn)(fobt.trial_params(params, state, quantizer, tx))
+        trial_grads = jax.grad(loss_fn)(fobt.quantized_trial_params(params, state, quantizer, tx))
         updates, state = tx.update(trial_grads, state, params)
 
     with tx = optax.adam(...), say. Without momentum these are the weights of `fobt.quantized_params`.
@@ -159,7 +160,7 @@ def trial_params(
       >>> params = optax.apply_updates(params, updates)
       >>> fobt.quantized_params(params, state, fobt.binary()).round(2)
       Array([[-1.35, -1.35]], dtype=float32)
-      >>> fobt.trial_params(params, state, fobt.binary(), tx).round(1)
+      >>> fobt.quantized_trial_params(params, state, fobt.binary(), tx).round(1)
       Array([[-1.7, -1.7]], dtype=float32)
 
     References:

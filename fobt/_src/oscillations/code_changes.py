@@ -47,21 +47,21 @@ def turn(before: jax.Array, after: jax.Array, direction: jax.Array) -> tuple[jax
     return jnp.where(change == 0, direction, change), change * direction == -1
 
 
-def frequency_after(frequency: jax.Array, oscillated: jax.Array, momentum: float) -> jax.Array:
-    """The moving average f ← μ o + (1 - μ) f."""
-    return momentum * oscillated.astype(frequency.dtype) + (1 - momentum) * frequency
+def frequency_after(frequency: jax.Array, oscillated: jax.Array, decay: float) -> jax.Array:
+    """The moving average f ← d f + (1 - d) o, with d the decay."""
+    return decay * frequency + (1 - decay) * oscillated.astype(frequency.dtype)
 
 
-def record(changes: CodeChanges, codes: Any, momentum: float) -> CodeChanges:
+def record(changes: CodeChanges, codes: Any, decay: float) -> CodeChanges:
     """Takes in the next codes.
 
     A weight oscillates, o = 1, where its code changes in the direction opposite to its last change; its frequency is
-    the moving average f ← μ o + (1 - μ) f.
+    the moving average f ← d f + (1 - d) o.
 
     Args:
       changes: what is kept of the codes before.
       codes: a tree of int8 arrays.
-      momentum: μ.
+      decay: d.
 
     Returns:
       What is kept now.
@@ -71,5 +71,5 @@ def record(changes: CodeChanges, codes: Any, momentum: float) -> CodeChanges:
     """
     turns = jax.tree.map(turn, changes.codes, codes, changes.direction)
     direction, oscillated = jax.tree.transpose(jax.tree.structure(codes), jax.tree.structure((0, 0)), turns)
-    frequency = jax.tree.map(lambda f, o: frequency_after(f, o, momentum), changes.frequency, oscillated)
+    frequency = jax.tree.map(lambda f, o: frequency_after(f, o, decay), changes.frequency, oscillated)
     return CodeChanges(codes, direction, frequency)

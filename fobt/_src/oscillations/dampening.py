@@ -55,9 +55,9 @@ def dampening_loss(
       >>> params = jnp.array([[0.5, -1.5, 1.0]])
       >>> state = tx.init(params)
       >>> loss, grads, _ = fobt.value_and_grad(loss_fn, quantizer)(params, state)
-      >>> fobt.dampening_loss(params, state, quantizer)  # the quantized weights are 1, -1 and 1
+      >>> fobt.oscillations.dampening_loss(params, state, quantizer)  # the quantized weights are 1, -1 and 1
       Array(0.25, dtype=float32)
-      >>> damping = jax.grad(fobt.dampening_loss)(params, state, quantizer)
+      >>> damping = jax.grad(fobt.oscillations.dampening_loss)(params, state, quantizer)
       >>> damping[0, 0]  # draws 0.5 towards 1
       Array(-1., dtype=float32)
       >>> grads = jax.tree.map(lambda g, d: g + weight * d, grads, damping)

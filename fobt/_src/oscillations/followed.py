@@ -31,7 +31,7 @@ class Followed(FlaxSerializable):
       extreme: floating, extreme of the latent since the last change, in its direction.
       turn: floating, where the last oscillation turned.
       amplitude: floating, the largest swing so far; 0 without an oscillation.
-      frequency: floating, moving average f ← m o + (1 - m) f, with o = 1 in a step with an oscillation, otherwise 0.
+      frequency: floating, moving average f ← d f + (1 - d) o, with o = 1 in a step with an oscillation, otherwise 0.
 
     References:
       Nagel, Fournarakis, Bondarenko, Blankevoort, Overcoming Oscillations in Quantization-Aware Training, ICML 2022,
@@ -55,14 +55,14 @@ def start(codes: jax.Array, dtype: jnp.dtype) -> Followed:
     return Followed(codes, direction, swinging, extreme, turn, amplitude, frequency)
 
 
-def follow(before: Followed, codes: jax.Array, latents: jax.Array, momentum: float) -> Followed:
+def follow(before: Followed, codes: jax.Array, latents: jax.Array, decay: float) -> Followed:
     """One step.
 
     Args:
       before: what is remembered of earlier steps.
       codes: the codes of this step.
       latents: the full-precision weights of this step.
-      momentum: m in the moving average of the frequency.
+      decay: d in the moving average of the frequency.
     """
     latents = latents.astype(before.extreme.dtype)
     changed = codes != before.codes
@@ -73,7 +73,7 @@ def follow(before: Followed, codes: jax.Array, latents: jax.Array, momentum: flo
     extreme = jnp.where(changed, latents, further)
     swing = jnp.where(swinging, direction.astype(extreme.dtype) * (extreme - turn), 0)
     amplitude = jnp.maximum(before.amplitude, swing)
-    frequency = code_changes.frequency_after(before.frequency, oscillated, momentum)
+    frequency = code_changes.frequency_after(before.frequency, oscillated, decay)
     return Followed(codes, direction, swinging, extreme, turn, amplitude, frequency)
 
 

@@ -1,9 +1,9 @@
 """Freezing weights whose codes go back and forth.
 
 With codes cₜ of a weight in the forward pass of step t, oₜ = 1 where cₜ differs from cₜ₋₁ in the direction opposite to
-the last change before, and momentum μ,
+the last change before, and decay d,
 
-    f ← μ oₜ + (1 - μ) f,       c̄ ← μ cₜ + (1 - μ) c̄;
+    f ← d f + (1 - d) oₜ,       c̄ ← d c̄ + (1 - d) cₜ;
 
 where f exceeds the threshold for the first time, the code is fixed at the allowed code nearest to c̄.
 
@@ -63,12 +63,12 @@ def freeze_oscillations(
     quantizer: TreeQuantizer,
     threshold: optax.ScalarOrSchedule,
     *,
-    momentum: float = 0.01,
+    decay: float = 0.99,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Iterative freezing: the code of a weight that oscillates too often is fixed for the rest of training.
 
     A weight oscillates in a step where its code changes in the direction opposite to its last change. Its frequency is
-    the moving average f ← μ o + (1 - μ) f over steps, o being 1 or 0. Where f exceeds the threshold, the code is fixed
+    the moving average f ← d f + (1 - d) o over steps, o being 1 or 0. Where f exceeds the threshold, the code is fixed
     at the rounded moving average of the weight's codes; on the binary grid, which has no 0, at its sign. Scales go on
     to train, fitted to the other weights. The codes are those of `fobt.quantized_params(params, state, quantizer)`, at
     which the gradients are taken; under one `jax.jit` the projection is computed once.
@@ -90,8 +90,8 @@ def freeze_oscillations(
         and weight bounds, belongs inside: after this transformation it would move frozen weights.
       quantizer: what is quantized and how.
       threshold: at least 0, or an Optax schedule, called with counts from 0. As f ≤ 1, nothing freezes at 1 or
-        above; below μ, a weight freezes at its first oscillation.
-      momentum: μ in (0, 1].
+        above; below 1 - d, a weight freezes at its first oscillation.
+      decay: d in [0, 1); the published 0.01 is the weight of the new value, 1 - d.
 
     Returns:
       A transformation with the state `FreezeOscillationsState`. Keywords of its update, such as `grad_fn` and
@@ -108,7 +108,7 @@ def freeze_oscillations(
       >>> def loss_fn(weights):  # between the levels that ternary weights reach
       ...     return jnp.sum((weights - jnp.array([[2.0, -2.0, 0.7]])) ** 2)
       >>> quantizer = fobt.ternary()
-      >>> tx = fobt.freeze_oscillations(optax.adam(0.05), quantizer, threshold=0.1)
+      >>> tx = fobt.oscillations.freeze_oscillations(optax.adam(0.05), quantizer, threshold=0.1)
       >>> @jax.jit
       ... def step(carry, _):
       ...     params, state = carry
@@ -120,7 +120,7 @@ def freeze_oscillations(
       >>> flips = jnp.sum(codes[1:] != codes[:-1], axis=1)
       >>> int(flips[:200].sum()), int(flips[200:].sum())  # the third weight goes back and forth, then it is frozen
       (14, 0)
-      >>> fobt.frozen_weights(state)
+      >>> fobt.oscillations.is_frozen(state)
       Array([[False, False,  True]], dtype=bool)
 
     References:
@@ -129,7 +129,7 @@ def freeze_oscillations(
     check_quantizer(quantizer)
     if not callable(threshold):
         check_number("threshold", threshold, "at least 0, or a schedule", lambda value: value >= 0)
-    check_number("momentum", momentum, "in (0, 1]", lambda value: 0 < value <= 1)
+    check_number("decay", decay, "in [0, 1)", lambda value: 0 <= value < 1)
     gradients_ahead = looks_ahead(optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
 
@@ -161,9 +161,9 @@ def freeze_oscillations(
         quantized = leaves_of_quantized(quantize(params, state.inner, quantizer))
         structure = jax.tree.structure(state.frozen_codes)
         codes = jax.tree.unflatten(structure, _codes(quantized))
-        changes = record(state.changes, codes, momentum)
+        changes = record(state.changes, codes, decay)
         mean_codes = jax.tree.map(
-            lambda code, mean: momentum * code.astype(mean.dtype) + (1 - momentum) * mean, codes, state.mean_codes
+            lambda code, mean: decay * mean + (1 - decay) * code.astype(mean.dtype), codes, state.mean_codes
         )
         limit = jnp.asarray(threshold(state.steps) if callable(threshold) else threshold, jnp.float32)  # as f
         frozen_codes = [
@@ -198,7 +198,7 @@ def freeze_oscillations(
     return QuantizedOptimizer(init, update, quantizer, looks_ahead=gradients_ahead)
 
 
-def frozen_weights(state: optax.OptState) -> Any:
+def is_frozen(state: optax.OptState) -> Any:
     """Which weights are frozen.
 
     Args:
@@ -213,8 +213,8 @@ def frozen_weights(state: optax.OptState) -> Any:
     Example:
       >>> import fobt, optax
       >>> import jax.numpy as jnp
-      >>> tx = fobt.freeze_oscillations(optax.adam(0.1), fobt.binary(), threshold=0.1)
-      >>> fobt.frozen_weights(tx.init(jnp.array([[0.5, -1.0]])))
+      >>> tx = fobt.oscillations.freeze_oscillations(optax.adam(0.1), fobt.binary(), threshold=0.1)
+      >>> fobt.oscillations.is_frozen(tx.init(jnp.array([[0.5, -1.0]])))
       Array([[False, False]], dtype=bool)
     """
     return jax.tree.map(lambda code: code != _FREE, optax.tree.get(state, "frozen_codes"))

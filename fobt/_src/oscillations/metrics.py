@@ -50,8 +50,8 @@ def oscillation_metrics(state: optax.OptState, *, threshold: float = 0.005) -> d
     Example:
       >>> import fobt, optax
       >>> import jax.numpy as jnp
-      >>> tx = optax.chain(optax.clip(1.0), fobt.track_oscillations(optax.adam(1e-3), fobt.binary()))
-      >>> metrics = fobt.oscillation_metrics(tx.init({"kernel": jnp.ones((2, 2))}))
+      >>> tx = optax.chain(optax.clip(1.0), fobt.oscillations.track_oscillations(optax.adam(1e-3), fobt.binary()))
+      >>> metrics = fobt.oscillations.oscillation_metrics(tx.init({"kernel": jnp.ones((2, 2))}))
       >>> metrics["leaves"]["kernel"]["flip_share"], metrics["total"]["largest_amplitude"]
       (Array(0., dtype=float32), Array(0., dtype=float32))
 

@@ -41,7 +41,7 @@ def plot_oscillations(history: Sequence[Mapping[str, Any]]) -> Figure:
     fiftieth of the run.
 
     Args:
-      history: what `fobt.oscillation_metrics` returned after each update, at least one; the total is drawn.
+      history: what `oscillation_metrics` returned after each update, at least one; the total is drawn.
 
     Returns:
       A Matplotlib figure, to be shown or saved with its `savefig`.
@@ -53,9 +53,9 @@ def plot_oscillations(history: Sequence[Mapping[str, Any]]) -> Figure:
     Example:
       >>> import fobt, optax
       >>> import jax.numpy as jnp
-      >>> tx = fobt.track_oscillations(optax.adam(1e-3), fobt.binary())
-      >>> metrics = fobt.oscillation_metrics(tx.init({"kernel": jnp.ones((2, 2))}))
-      >>> figure = fobt.plot_oscillations([metrics])
+      >>> tx = fobt.oscillations.track_oscillations(optax.adam(1e-3), fobt.binary())
+      >>> metrics = fobt.oscillations.oscillation_metrics(tx.init({"kernel": jnp.ones((2, 2))}))
+      >>> figure = fobt.oscillations.plot_oscillations([metrics])
       >>> figure.axes[0].get_title()
       'share of codes that flip per update'
     """

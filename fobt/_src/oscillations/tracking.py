@@ -69,7 +69,7 @@ def track_oscillations(
     quantizer: TreeQuantizer | CodesFn,
     *,
     sample: int | None = 2**16,
-    momentum: float = 0.01,
+    decay: float = 0.99,
     full_precision_gradient: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Follows the oscillations of quantized weights, around an optimizer whose updates it does not change.
@@ -77,12 +77,12 @@ def track_oscillations(
     In each update the codes, latents and gradients are those of the forward pass that has just run, at the incoming
     params and state. Inside one `jax.jit` with it XLA computes the projection once for both. Of every quantized leaf at
     most `sample` weights are followed, at regular strides of powers of two along its axes: in a larger leaf all shares,
-    histograms, amplitudes and cosines are estimates, the largest amplitude one from below. `fobt.oscillation_metrics`
+    histograms, amplitudes and cosines are estimates, the largest amplitude one from below. `oscillation_metrics`
     reads these measures from the state:
 
     - *flips*: codes that differ from those of the step before;
     - *oscillations*: codes that change in the direction opposite to their last change, and their frequency, a moving
-      average f ← m o + (1 - m) f of o = 1 in a step with an oscillation and o = 0 in the others, from f = 0;
+      average f ← d f + (1 - d) o of o = 1 in a step with an oscillation and o = 0 in the others, from f = 0;
     - *amplitude*: while a weight's code stays, the extreme of its latent in the direction of the last change is
       followed, anew from each change. At an oscillation the swing is how far the latent has moved in the new direction
       from the extreme that has just ended; it grows while the latent moves on in that direction until the next change.
@@ -103,7 +103,7 @@ def track_oscillations(
         None at the others: for quantizers in the model, with straight-through gradients.
       sample: weights followed per leaf, at least 1; None follows all. The state has 4 floating numbers for each, its
         gradient, and 3 bytes.
-      momentum: m in (0, 1], the weight of the current step in the frequency.
+      decay: d in [0, 1) of the frequency; the published 0.01 is the weight of the new value, 1 - d.
       full_precision_gradient: whether to take the gradient at params in every update, one more evaluation of `grad_fn`.
 
     Returns:
@@ -117,13 +117,14 @@ def track_oscillations(
     Example:
       >>> import fobt, jax, optax
       >>> import jax.numpy as jnp
-      >>> tx = fobt.track_oscillations(optax.sgd(1.0), lambda params: jnp.sign(params).astype(jnp.int8), momentum=0.5)
+      >>> signs = lambda params: jnp.sign(params).astype(jnp.int8)
+      >>> tx = fobt.oscillations.track_oscillations(optax.sgd(1.0), signs, decay=0.5)
       >>> params = jnp.array([[3.0, 4.0]])
       >>> state = tx.init(params)
       >>> for _ in range(3):
       ...     updates, state = tx.update(params * jnp.array([[2.0, 0.1]]), state, params)
       ...     params = optax.apply_updates(params, updates)  # 3, -3, 3, ... and 4, 3.6, 3.24, ...
-      >>> total = fobt.oscillation_metrics(state)["total"]
+      >>> total = fobt.oscillations.oscillation_metrics(state)["total"]
       >>> total["flip_share"], total["oscillation_frequency"], total["largest_amplitude"]
       (Array(0.5, dtype=float32), Array(0.25, dtype=float32), Array(6., dtype=float32))
 
@@ -136,7 +137,7 @@ def track_oscillations(
         check_quantizer(quantizer)
     if sample is not None:
         check_number("sample", sample, "an integer of at least 1, or None", lambda n: n >= 1 and n % 1 == 0)
-    check_number("momentum", momentum, "in (0, 1]", lambda m: 0 < m <= 1)
+    check_number("decay", decay, "in [0, 1)", lambda d: 0 <= d < 1)
     gradients_ahead = looks_ahead(optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
 
@@ -202,7 +203,7 @@ def track_oscillations(
         grads = gradients(updates)
         leaves = {}
         for path, leaf in state.leaves.items():
-            followed = follow(leaf.followed, take(codes[path]), take(latents[path]), momentum)
+            followed = follow(leaf.followed, take(codes[path]), take(latents[path]), decay)
             flips = jnp.sum(followed.codes != leaf.followed.codes, dtype=leaf.flip_share.dtype)
             leaves[path] = dataclasses.replace(
                 leaf,

@@ -24,7 +24,7 @@ _LARGEST_SIZE = 2**48
 class PackedArray:
     """Quantized weights in NumPy arrays, packed: what `load_packed` finds in a file. It needs no JAX.
 
-    `fobt.Packed` is the same in arrays of JAX, and describes the fields.
+    `fobt.packed.Packed` is the same in arrays of JAX, and describes the fields.
 
     Attributes:
       codes: uint8 of rank 1, the packed codes.

@@ -49,7 +49,7 @@ class PackedFile:
         return map_leaves(lambda _, leaf: leaf.dequantize() if isinstance(leaf, PackedArray) else leaf, self.params)
 
     def packed(self) -> Any:
-        """The params as arrays of JAX and `fobt.Packed`, as `fobt.pack` returns them.
+        """The params as arrays of JAX and `fobt.packed.Packed`, as `fobt.packed.pack` returns them.
 
         Raises:
           ValueError: a leaf has 64 bits, and JAX is not set up for them.
@@ -93,8 +93,8 @@ def load_packed(path: str | os.PathLike[str]) -> PackedFile:
       >>> import jax.numpy as jnp
       >>> quantized = fobt.quantize({"kernel": jnp.array([[1.0, -3.0]]), "bias": jnp.zeros(1)}, None, fobt.binary())
       >>> with tempfile.NamedTemporaryFile() as file:
-      ...     fobt.save_packed(file.name, quantized, metadata={"accuracy": "98.8"})
-      ...     loaded = fobt.load_packed(file.name)
+      ...     fobt.packed.save_packed(file.name, quantized, metadata={"accuracy": "98.8"})
+      ...     loaded = fobt.packed.load_packed(file.name)
       >>> loaded.weights()
       {'bias': array([0.], dtype=float32), 'kernel': array([[ 2., -2.]], dtype=float32)}
       >>> loaded.quantized()["kernel"].codes, loaded.metadata

@@ -39,14 +39,14 @@ def packed_matmul(x: ArrayLike, packed: Packed) -> jax.Array:
     Example:
       >>> import fobt
       >>> import jax.numpy as jnp
-      >>> packed = fobt.pack(fobt.binary()([[1.0, -3.0], [2.0, 2.0], [-2.0, 2.0]]))
-      >>> fobt.packed_matmul(jnp.array([1.0, 2.0, 3.0]), packed)
+      >>> packed = fobt.packed.pack(fobt.binary()([[1.0, -3.0], [2.0, 2.0], [-2.0, 2.0]]))
+      >>> fobt.packed.packed_matmul(jnp.array([1.0, 2.0, 3.0]), packed)
       Array([0., 8.], dtype=float32)
     """
     x = jnp.asarray(x)
     if not isinstance(packed, Packed) or len(packed.shape) != 2:
         got = f"shape {packed.shape}" if isinstance(packed, Packed) else type(packed).__name__
-        raise ValueError(f"packed must be a Packed of rank 2, as fobt.pack makes it of a kernel, got {got}.")
+        raise ValueError(f"packed must be a Packed of rank 2, as fobt.packed.pack makes it of a kernel, got {got}.")
     inputs, outputs = packed.shape
     if max(packed.shape) > _LARGEST_INDEX:
         raise ValueError(f"packed must have less than 2³¹ inputs and outputs, got shape {packed.shape}.")

@@ -41,7 +41,7 @@ class Packed(FlaxSerializable):
 
     Example:
       >>> import fobt
-      >>> packed = fobt.pack(fobt.binary()([0.5, -0.5, -0.5, 0.5]))
+      >>> packed = fobt.packed.pack(fobt.binary()([0.5, -0.5, -0.5, 0.5]))
       >>> packed.codes
       Array([9], dtype=uint8)
       >>> packed.dequantize()
@@ -90,11 +90,11 @@ def pack(tree: Any, *, base3: bool = True) -> Any:
     Example:
       >>> import fobt
       >>> quantized = fobt.ternary()([1.0, 0.0, -1.0, 1.0, 0.1])
-      >>> fobt.pack(quantized).codes  # 2 + 1·3 + 0·9 + 2·27 + 1·81
+      >>> fobt.packed.pack(quantized).codes  # 2 + 1·3 + 0·9 + 2·27 + 1·81
       Array([140], dtype=uint8)
-      >>> fobt.pack(quantized, base3=False).codes  # 2 + 1·4 + 0·16 + 2·64, and 1
+      >>> fobt.packed.pack(quantized, base3=False).codes  # 2 + 1·4 + 0·16 + 2·64, and 1
       Array([134,   1], dtype=uint8)
-      >>> fobt.unpack(fobt.pack(quantized)).codes
+      >>> fobt.packed.unpack(fobt.packed.pack(quantized)).codes
       Array([ 1,  0, -1,  1,  0], dtype=int8)
     """
     return jax.tree.map(
@@ -115,7 +115,7 @@ def unpack(tree: Any) -> Any:
 
     Example:
       >>> import fobt
-      >>> fobt.unpack({"kernel": fobt.pack(fobt.binary()([0.5, -0.5]))})["kernel"].codes
+      >>> fobt.packed.unpack({"kernel": fobt.packed.pack(fobt.binary()([0.5, -0.5]))})["kernel"].codes
       Array([ 1, -1], dtype=int8)
     """
     return jax.tree.map(

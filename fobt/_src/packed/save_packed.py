@@ -27,7 +27,7 @@ def save_packed(
 ) -> None:
     """Writes quantized params to one safetensors file, in as many bits as their grids need.
 
-    Codes that are not packed yet are packed, ternary ones in base 3; for two bits write `fobt.pack(params,
+    Codes that are not packed yet are packed, ternary ones in base 3; for two bits write `fobt.packed.pack(params,
     base3=False)`. All other leaves are stored as they are. Dicts with keys that are strings or integers, lists,
     tuples and None come back as such; other containers, such as a Flax NNX `State`, come back as dicts, and an NNX
     variable as its value. The same arguments give the same bytes.

@@ -101,7 +101,7 @@ def size_report(source: Any) -> SizeReport:
       >>> import fobt
       >>> import jax.numpy as jnp
       >>> params = {"kernel": jnp.ones((32, 10)), "bias": jnp.zeros(10)}
-      >>> report = fobt.size_report(fobt.quantize(params, None, fobt.binary()))
+      >>> report = fobt.packed.size_report(fobt.quantize(params, None, fobt.binary()))
       >>> report.quantized.nbytes, report.quantized.bits_per_weight
       (44, 1.1)
       >>> print(report)

@@ -56,7 +56,7 @@ def lapq(
     params: optax.Params,
     quantizer: TreeQuantizer,
     *,
-    norms: Sequence[float] = tuple(np.linspace(2, 4, 10).tolist()),
+    norms: Sequence[float] | None = None,
     max_evaluations: int = 200,
     tolerance: float = 1e-3,
 ) -> LapqResult:
@@ -82,7 +82,7 @@ def lapq(
         some hundred examples. It must be traceable by `jax.jit`; a value that is not finite is never chosen.
       params: trained full-precision weights.
       quantizer: what is quantized and how: any grid, with one scale per tensor.
-      norms: three or more different p ≥ 1.
+      norms: three or more different p ≥ 1; by default the published ones, ten from 2 to 4.
       max_evaluations: how often the third phase may evaluate the loss; 0 leaves it out.
       tolerance: the third phase ends when a sweep over all directions lowers the loss by less than this share of it.
 
@@ -108,7 +108,7 @@ def lapq(
       Nahshan, Chmiel, Baskin, Zheltonozhskii, Banner, Bronstein, Mendelson, [Loss Aware Post-training
       Quantization](https://arxiv.org/abs/1911.07190), 2019.
     """
-    norms = _checked_norms(norms)
+    norms = _checked_norms(np.linspace(2, 4, 10).tolist() if norms is None else norms)
     check_number("max_evaluations", max_evaluations, "an integer of at least 0", lambda n: n >= 0 and n == int(n))
     check_number("tolerance", tolerance, "a number of at least 0", lambda value: 0 <= value < math.inf)
     leaves, structure = jax.tree.flatten(params)

@@ -237,7 +237,7 @@ def binary(*, granularity: Granularity = PerTensor(), stacked: int = 0) -> Quant
 
 def ternary(
     *,
-    scales: Literal[1, 2] = 1,
+    scale_per_sign: bool = False,
     solver: Solver = "histogram",
     granularity: Granularity = PerTensor(),  # noqa: B008 - immutable
     stacked: int = 0,
@@ -245,7 +245,7 @@ def ternary(
     """Ternary weights: codes -1, 0 and +1, stored in two bits; LAT, and with two scales LAT2.
 
     Args:
-      scales: 1, or 2 for one scale of the positive and one of the negative weights, which are projected separately.
+      scale_per_sign: whether positive and negative weights have a scale each, and are projected separately.
       solver: "exact", "histogram" or "alternating", see `Quantizer`.
       granularity: which weights share a scale.
       stacked: leading axes along which tensors are stacked, such as seeds or the layers of a scan; see `Quantizer`.
@@ -258,12 +258,12 @@ def ternary(
 
     Example:
       >>> import fobt
-      >>> fobt.ternary(scales=2)([4.0, 2.0, -1.0, 0.1]).dequantize()
+      >>> fobt.ternary(scale_per_sign=True)([4.0, 2.0, -1.0, 0.1]).dequantize()
       Array([ 3.,  3., -1.,  0.], dtype=float32)
     """
-    if scales not in (1, 2):
-        raise ValueError(f"scales must be 1 or 2, got {scales!r}.")
-    return _make(Grid("linear", 2), granularity, solver, stacked, int(scales))
+    if not isinstance(scale_per_sign, bool):
+        raise ValueError(f"scale_per_sign must be True or False, got {scale_per_sign!r}.")
+    return _make(Grid("linear", 2), granularity, solver, stacked, scales=2 if scale_per_sign else 1)
 
 
 def linear(

@@ -40,8 +40,8 @@ def with_function(grad_fn: GradFn | None, function: GradFn) -> GradFn:
 def is_quantized(grad_fn: Any, params: optax.Params) -> bool:
     """Whether the current gradient is known to be that at quantized weights of params.
 
-    With `fobt.identity` it is taken at whatever is given: at weights that are quantized already, or by a loss that
-    quantizes them.
+    With `fobt.full_precision` it is taken at whatever is given: at weights that are quantized already, or by a loss
+    that quantizes them.
     """
     return isinstance(grad_fn, QuantizedGradFn) and any(leaf_quantizers(grad_fn.quantizer, params))
 
@@ -51,5 +51,5 @@ def check_same_quantizer(grad_fn: Any, quantizer: TreeQuantizer, params: optax.P
     if not is_quantized(grad_fn, params) or grad_fn.quantizer is quantizer:
         return
     check_same_choices(
-        "fobt.value_and_grad or fobt.trial_params", grad_fn.quantizer, "the optimizer", quantizer, params
+        "fobt.value_and_grad or fobt.quantized_trial_params", grad_fn.quantizer, "the optimizer", quantizer, params
     )

@@ -22,8 +22,8 @@ Rule: TypeAlias = tuple[Selector, "LeafQuantizer"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Identity:
-    """The quantizer that leaves weights in full precision. Made by `identity`."""
+class FullPrecision:
+    """The quantizer that leaves weights as they are. Made by `full_precision`."""
 
     def __call__(self, weights: ArrayLike, curvature: ArrayLike | None = None) -> jax.Array:
         """Returns the weights as they are; the curvature does not matter."""
@@ -31,7 +31,7 @@ class Identity:
         return jnp.asarray(weights)
 
 
-LeafQuantizer: TypeAlias = Quantizer | Identity
+LeafQuantizer: TypeAlias = Quantizer | FullPrecision
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,21 +42,21 @@ class PerLeaf:
     default: LeafQuantizer
 
 
-TreeQuantizer: TypeAlias = Quantizer | Identity | PerLeaf
+TreeQuantizer: TypeAlias = Quantizer | FullPrecision | PerLeaf
 
 
-def identity() -> Identity:
+def full_precision() -> FullPrecision:
     """The quantizer that leaves weights in full precision: loss-aware training with it is plain training.
 
     Example:
       >>> import fobt
-      >>> fobt.identity()([0.5, -2.0])
+      >>> fobt.full_precision()([0.5, -2.0])
       Array([ 0.5, -2. ], dtype=float32)
     """
-    return Identity()
+    return FullPrecision()
 
 
-def per_leaf(*rules: Rule, default: LeafQuantizer = Identity()) -> PerLeaf:
+def per_leaf(*rules: Rule, default: LeafQuantizer = FullPrecision()) -> PerLeaf:
     r"""Combines quantizers into one that treats different leaves of a tree differently.
 
     Each rule is a pair (selector, quantizer); the first rule that selects a leaf decides. A selector is one of
@@ -154,7 +154,7 @@ def check_quantizer(quantizer: TreeQuantizer) -> None:
     """Raises a ValueError unless `quantizer` is one."""
     if not isinstance(quantizer, TreeQuantizer):
         raise ValueError(
-            "quantizer must be made by fobt.binary, ternary, linear, logarithmic, identity or per_leaf, "
+            "quantizer must be made by fobt.binary, ternary, linear, logarithmic, full_precision or per_leaf, "
             f"got {repr(quantizer) if isinstance(quantizer, str | None) else f'a {type(quantizer).__name__}'}."
         )
 

@@ -26,9 +26,9 @@ def value_and_grad(
     - `grad_fn(weights)` is the gradient at other weights, with the same arguments, so on the same minibatch and with
       the same random keys, its aux output dropped. Batch statistics returned as aux so come from the first pass alone.
       It knows `quantizer`: an optimizer that has been given another one raises a ValueError, unless this one is
-      `fobt.identity()`.
+      `fobt.full_precision()`.
 
-    With `fobt.identity()` this is plain training, or the gradient at weights that are quantized already.
+    With `fobt.full_precision()` this is plain training, or the gradient at weights that are quantized already.
 
     Args:
       loss_fn: a function of weights and further arguments to a scalar, or to (scalar, aux) if `has_aux`.

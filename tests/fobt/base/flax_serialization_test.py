@@ -25,11 +25,13 @@ def after_an_update(tx):
 METHOD = fobt.forward_backtrack(0.1, TERNARY)
 TREES = {
     "quantized": lambda: fobt.quantize(WEIGHTS, None, TERNARY),
-    "two scales": lambda: fobt.quantize(WEIGHTS, None, fobt.ternary(scales=2)),
-    "packed": lambda: fobt.pack(fobt.quantize(WEIGHTS, None, TERNARY)),
+    "two scales": lambda: fobt.quantize(WEIGHTS, None, fobt.ternary(scale_per_sign=True)),
+    "packed": lambda: fobt.packed.pack(fobt.quantize(WEIGHTS, None, TERNARY)),
     "bfloat16": lambda: fobt.quantize(optax.tree.cast(WEIGHTS, "bfloat16"), None, fobt.binary()),
-    "tracked": lambda: after_an_update(fobt.track_oscillations(METHOD, TERNARY, full_precision_gradient=True)),
-    "frozen": lambda: after_an_update(fobt.freeze_oscillations(optax.adam(0.1), TERNARY, 0.1)),
+    "tracked": lambda: after_an_update(
+        fobt.oscillations.track_oscillations(METHOD, TERNARY, full_precision_gradient=True)
+    ),
+    "frozen": lambda: after_an_update(fobt.oscillations.freeze_oscillations(optax.adam(0.1), TERNARY, 0.1)),
     "optimistic": lambda: after_an_update(fobt.optimistic(METHOD)),
     "method": lambda: after_an_update(METHOD),
 }
@@ -40,7 +42,7 @@ def test_what_is_restored_is_what_was_stored(kind):
     tree = TREES[kind]()
     target = jax.tree.map(jnp.zeros_like, tree)
     state_dict = serialization.to_state_dict(tree)
-    assert not any(isinstance(leaf, fobt.Quantized | fobt.Packed) for leaf in jax.tree.leaves(state_dict))
+    assert not any(isinstance(leaf, fobt.Quantized | fobt.packed.Packed) for leaf in jax.tree.leaves(state_dict))
     for restored in (
         serialization.from_state_dict(target, state_dict),
         serialization.from_bytes(target, serialization.to_bytes(tree)),
@@ -51,9 +53,9 @@ def test_what_is_restored_is_what_was_stored(kind):
 
 def test_restored_weights_can_be_used():
     quantized = fobt.quantize(WEIGHTS, None, TERNARY)
-    packed = fobt.pack(quantized)
+    packed = fobt.packed.pack(quantized)
     restored = serialization.from_bytes((quantized, packed), serialization.to_bytes((quantized, packed)))
-    for weights in (*restored, fobt.pack(restored[0])):
+    for weights in (*restored, fobt.packed.pack(restored[0])):
         chex.assert_trees_all_equal(fobt.dequantize(weights), fobt.dequantize(quantized))
 
 

@@ -78,8 +78,8 @@ def test_the_toy_problem(w, c, two_stage, amplitude_of_w):
     """Loss-aware quantization alternates, w ← -w, in every step; the method, w ← 0.6 w, never changes a code."""
     bare = fobt.forward_backtrack(1.0, fobt.binary(), a=0.6, preconditioner=toy_preconditioner(c))
     # The state of the toy's optimizer has no second moment.
-    tx = fobt.track_oscillations(
-        bare, lambda params: fobt.quantize(params, None, fobt.binary()).codes, momentum=MOMENTUM
+    tx = fobt.oscillations.track_oscillations(
+        bare, lambda params: fobt.quantize(params, None, fobt.binary()).codes, decay=1 - MOMENTUM
     )
     params, flips, steps = jnp.full((1, 1), w), [], 20
     state = tx.init(params)
@@ -110,7 +110,7 @@ def test_strides_take_at_most_the_sample_and_not_much_less(shape, sample):
 
 def test_the_followed_weights_are_those_at_the_strides():
     params = {"kernel": jnp.arange(96.0).reshape(4, 24)}
-    tx = fobt.track_oscillations(optax.sgd(1.0), signs, sample=20)
+    tx = fobt.oscillations.track_oscillations(optax.sgd(1.0), signs, sample=20)
     _, state = tx.update(params, tx.init(params), params)
     leaf = state.leaves["kernel"]
     assert leaf.size == 96
@@ -122,13 +122,13 @@ def test_each_followed_weight_stands_for_its_share_of_the_leaf():
     """Half of the followed weights of the large leaf flip, none of the small one."""
     params = {"large": jnp.tile(jnp.array([[1.0], [-1.0]]), (8, 100)), "small": jnp.ones((4, 100))}
     codes = lambda w: jax.tree.map(lambda x: jnp.sign(x).astype(jnp.int8), w)  # noqa: E731
-    tx = fobt.track_oscillations(optax.sgd(1.0), codes, sample=400)
+    tx = fobt.oscillations.track_oscillations(optax.sgd(1.0), codes, sample=400)
     after = {"large": jnp.ones((16, 100)), "small": params["small"]}
     _, state = tx.update(after, tx.init(params), after)
-    measures = fobt.oscillation_metrics(state)
+    measures = fobt.oscillations.oscillation_metrics(state)
     assert state.leaves["large"].gradient.shape == (16, 25)
     assert measures["leaves"]["large"]["flip_share"] == 0.5
     np.testing.assert_allclose(measures["total"]["flip_share"], 0.5 * 1600 / 2000)
     _, state = tx.update({"large": after["large"], "small": -after["small"]}, state, after)
-    cosine = fobt.oscillation_metrics(state)["total"]["gradient_cosine"]
+    cosine = fobt.oscillations.oscillation_metrics(state)["total"]["gradient_cosine"]
     np.testing.assert_allclose(cosine, (1600 - 400) / 2000, rtol=1e-6)

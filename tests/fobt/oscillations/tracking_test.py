@@ -48,14 +48,16 @@ ROWS = {
     "forward_backtrack": Row(fobt.forward_backtrack(STEP, TERNARY), TERNARY, TERNARY),
     "period": Row(fobt.forward_backtrack(STEP, QUANTIZER, every=2), QUANTIZER, QUANTIZER),
     "traced": Row(METHOD, QUANTIZER, QUANTIZER, two_stage=True),
-    "straight through": Row(optax.adam(STEP), signs, fobt.identity(), straight_through_loss),
+    "straight through": Row(optax.adam(STEP), signs, fobt.full_precision(), straight_through_loss),
 }
 
 
 def make_step(row, *, tracked, **options):
     """The transformation and its jitted step, which gives params, state, updates, weights and gradients."""
     bare, codes, forward, loss, two_stage = ROWS[row]
-    tx = fobt.track_oscillations(bare, codes, **options) if tracked else optax.with_extra_args_support(bare)
+    tx = (
+        fobt.oscillations.track_oscillations(bare, codes, **options) if tracked else optax.with_extra_args_support(bare)
+    )
 
     @jax.jit
     def step(params, state, batch, kwargs):
@@ -138,7 +140,7 @@ def test_the_trial_gradient_on_a_quadratic(every, two_stage, known, jit):
     """First binary step on ½ Σ L (w - c)² with C = |g|: w* = w - η sign(g), ŵ* = sign(w*) Σ |g w*| / Σ |g|."""
     eta, w = 0.5, np.array([[0.3, -0.4, 0.8]])
     slopes, c = np.array([[1.0, 3.0, 0.5]]), np.array([[-1.0, 0.5, 2.0]])
-    tx = fobt.track_oscillations(fobt.forward_backtrack(eta, QUANTIZER, every=every), QUANTIZER)
+    tx = fobt.oscillations.track_oscillations(fobt.forward_backtrack(eta, QUANTIZER, every=every), QUANTIZER)
     w_hat = np.sign(w) * np.mean(np.abs(w))
     g = slopes * (w_hat - c)
     trial = w - eta * np.sign(g)
@@ -165,14 +167,16 @@ def test_the_first_of_several_trial_gradients_counts():
     def update(grads, state, params=None, *, grad_fn):
         return jax.tree.map(jnp.add, grad_fn(params), grad_fn(-params)), state
 
-    tx = fobt.track_oscillations(optax.GradientTransformationExtraArgs(optax.init_empty_state, update), signs)
+    tx = fobt.oscillations.track_oscillations(
+        optax.GradientTransformationExtraArgs(optax.init_empty_state, update), signs
+    )
     params = jnp.array([[1.0, 2.0]])
     _, state = tx.update(params, tx.init(params), params, grad_fn=lambda weights: 3 * weights)
     np.testing.assert_allclose(metrics(state)["total"]["trial_gradient_cosine"], 1, rtol=1e-6)
 
 
 def test_full_precision_gradient_needs_grad_fn():
-    tx = fobt.track_oscillations(optax.adam(STEP), QUANTIZER, full_precision_gradient=True)
+    tx = fobt.oscillations.track_oscillations(optax.adam(STEP), QUANTIZER, full_precision_gradient=True)
     params = jnp.ones((2, 2))
     with pytest.raises(ValueError, match="grad_fn must be given with full_precision_gradient"):
         tx.update(params, tx.init(params), params)
@@ -187,7 +191,7 @@ def test_the_instrument_shares_the_projection_of_the_forward_pass():
     sorts = []
     for tracked in (False, True):
         tx = optax.with_extra_args_support(optax.adam(STEP))
-        tx = fobt.track_oscillations(tx, TERNARY) if tracked else tx
+        tx = fobt.oscillations.track_oscillations(tx, TERNARY) if tracked else tx
 
         def step(params, state, batch, tx=tx):
             _, grads, _ = fobt.value_and_grad(loss_fn, TERNARY)(params, state, *batch)
@@ -203,7 +207,7 @@ def test_the_instrument_shares_the_projection_of_the_forward_pass():
 @pytest.mark.parametrize("row", ["chain", "traced"])
 def test_dtypes_stay_the_second_call_compiles_nothing_and_buffers_can_be_donated(row, dtype):
     with jax.enable_x64(dtype == "float64"):
-        tx = fobt.track_oscillations(ROWS[row].bare, QUANTIZER, sample=None)
+        tx = fobt.oscillations.track_oscillations(ROWS[row].bare, QUANTIZER, sample=None)
         two_stage = jnp.array(True)
         params = make_params(dtype)
         state = tx.init(params)
@@ -222,13 +226,13 @@ def test_dtypes_stay_the_second_call_compiles_nothing_and_buffers_can_be_donated
         assert form((params, state)) == before
         wide = "float64" if dtype == "float64" else "float32"
         assert {x.dtype for x in jax.tree.leaves(state.leaves["nu/kernel"]) if x.dtype.kind == "f"} == {jnp.dtype(wide)}
-        total = fobt.oscillation_metrics(state)["total"]
+        total = fobt.oscillations.oscillation_metrics(state)["total"]
         assert total["gradient_cosine"] != 0
         assert 0 <= total["flip_share"] <= 1
 
 
 def test_vmap_over_seeds_is_a_loop_over_them():
-    tx = fobt.track_oscillations(METHOD, QUANTIZER, sample=50)
+    tx = fobt.oscillations.track_oscillations(METHOD, QUANTIZER, sample=50)
 
     def train(params):
         state = tx.init(params)
@@ -236,7 +240,7 @@ def test_vmap_over_seeds_is_a_loop_over_them():
             _, grads, grad_fn = fobt.value_and_grad(loss_fn, QUANTIZER)(params, state, *make_batch(i))
             updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
             params = optax.apply_updates(params, updates)
-        return fobt.oscillation_metrics(state)
+        return fobt.oscillations.oscillation_metrics(state)
 
     seeds = [make_params(), jax.tree.map(lambda w: w[::-1] * 1.5, make_params())]
     together = jax.jit(jax.vmap(train))(jax.tree.map(lambda *x: jnp.stack(x), *seeds))
@@ -259,13 +263,13 @@ def test_a_saved_state_goes_on():
     [
         ({"quantizer": "binary"}, "quantizer must be made by fobt.binary"),
         ({"sample": 0}, r"sample must be an integer of at least 1, or None, got 0"),
-        ({"momentum": 0}, r"momentum must be in \(0, 1\], got 0"),
-        ({"momentum": 1.5}, r"momentum must be in \(0, 1\], got 1.5"),
+        ({"decay": 1}, r"decay must be in \[0, 1\), got 1"),
+        ({"decay": -0.5}, r"decay must be in \[0, 1\), got -0.5"),
     ],
 )
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        fobt.track_oscillations(optax.adam(STEP), **({"quantizer": QUANTIZER} | arguments))
+        fobt.oscillations.track_oscillations(optax.adam(STEP), **({"quantizer": QUANTIZER} | arguments))
 
 
 @pytest.mark.parametrize(
@@ -279,4 +283,4 @@ def test_wrong_arguments(arguments, message):
 def test_codes_that_are_none(codes):
     params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
     with pytest.raises(ValueError, match="quantizer must return integer codes in the shape of each quantized leaf"):
-        fobt.track_oscillations(optax.sgd(1.0), codes).init(params)
+        fobt.oscillations.track_oscillations(optax.sgd(1.0), codes).init(params)

@@ -18,7 +18,7 @@ QUANTIZERS = {
     "histogram": fobt.ternary(),
     "exact": fobt.linear(3, solver="exact"),
     "alternating": fobt.ternary(solver="alternating"),
-    "two scales": fobt.ternary(scales=2),
+    "two scales": fobt.ternary(scale_per_sign=True),
     "eight bits": fobt.linear(8),
     "per_channel": fobt.logarithmic(3, granularity=fobt.per_channel()),
     "per_block": fobt.linear(4, granularity=fobt.per_block(127)),
@@ -50,52 +50,52 @@ def test_quantized_and_packed(name, shape):
     quantized = jax.eval_shape(quantizer, weights, weights)
     assert quantized.codes.shape == jax.eval_shape(fobt.dequantize, quantized).shape == shape
     rounded = jax.eval_shape(quantizer.round_to_nearest, weights, quantized.scale)
-    packed = jax.eval_shape(fobt.pack, quantized)
-    assert rounded.codes.shape == jax.eval_shape(fobt.unpack, packed).codes.shape == shape
+    packed = jax.eval_shape(fobt.packed.pack, quantized)
+    assert rounded.codes.shape == jax.eval_shape(fobt.packed.unpack, packed).codes.shape == shape
     count = shape[0] * shape[1]
     tenths_of_bits = round(10 * BITS.get(name, quantizer.grid.bits))
     expected = -(-count * tenths_of_bits // 80) + 4 * quantized.scale.size
-    leaf = fobt.size_report({"w": quantized}).quantized
+    leaf = fobt.packed.size_report({"w": quantized}).quantized
     assert (leaf.nbytes, leaf.size) == (expected, count)
 
 
 @pytest.mark.parametrize("name", ["histogram", "eight bits", "per_channel", "per_block"])
 def test_products(name):
-    packed = jax.eval_shape(lambda w: fobt.pack(QUANTIZERS[name](w)), abstract(SHAPES[0]))
-    assert jax.eval_shape(fobt.packed_matmul, abstract((3, 50_000)), packed).shape == (3, 50_000)
+    packed = jax.eval_shape(lambda w: fobt.packed.pack(QUANTIZERS[name](w)), abstract(SHAPES[0]))
+    assert jax.eval_shape(fobt.packed.packed_matmul, abstract((3, 50_000)), packed).shape == (3, 50_000)
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:])
 def test_products_over_more_inputs_or_outputs_than_an_index_can_count(shape):
-    packed = jax.eval_shape(lambda w: fobt.pack(fobt.binary()(w)), abstract(shape))
+    packed = jax.eval_shape(lambda w: fobt.packed.pack(fobt.binary()(w)), abstract(shape))
     with pytest.raises(ValueError, match=r"packed must have less than 2³¹ inputs and outputs, got shape"):
-        jax.eval_shape(fobt.packed_matmul, abstract((3, shape[0])), packed)
+        jax.eval_shape(fobt.packed.packed_matmul, abstract((3, shape[0])), packed)
 
 
 def tracked(params, grads, quantizer):
     for sample in (None, 2**16):
-        tx = fobt.track_oscillations(
+        tx = fobt.oscillations.track_oscillations(
             fobt.forward_backtrack(1e-3, quantizer), quantizer, sample=sample, full_precision_gradient=True
         )
         updates, state = tx.update(grads, tx.init(params), params, grad_fn=lambda weights: weights)
-        fobt.oscillation_metrics(state)
+        fobt.oscillations.oscillation_metrics(state)
     return updates
 
 
 def frozen(params, grads, quantizer):
-    tx = fobt.freeze_oscillations(optax.adam(1e-3), quantizer, 0.1)
+    tx = fobt.oscillations.freeze_oscillations(optax.adam(1e-3), quantizer, 0.1)
     updates, state = tx.update(grads, tx.init(params), params)
-    return updates, fobt.frozen_weights(state)
+    return updates, fobt.oscillations.is_frozen(state)
 
 
 def optimistic(params, grads, quantizer):
     tx = fobt.optimistic(fobt.forward_backtrack(1e-3, quantizer, weight_bounds=(-1, 1)))
     state = tx.init(params)
-    return tx.update(grads, state, params), fobt.trial_params(params, state, quantizer, tx)
+    return tx.update(grads, state, params), fobt.quantized_trial_params(params, state, quantizer, tx)
 
 
 def dampened(params, grads, quantizer):
-    return jax.value_and_grad(fobt.dampening_loss)(params, None, quantizer)
+    return jax.value_and_grad(fobt.oscillations.dampening_loss)(params, None, quantizer)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

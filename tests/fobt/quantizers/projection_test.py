@@ -161,7 +161,7 @@ def test_two_scales(x64, solver):
     weights = rng.normal(size=(20, 300)) + 0.5
     weights[:3, :40] = 0
     curvature = log_uniform(rng, weights.shape)
-    codes, scale, w_hat = map(np.asarray, jitted_rows("ternary", solver, scales=2)(weights, curvature))
+    codes, scale, w_hat = map(np.asarray, jitted_rows("ternary", solver, scale_per_sign=True)(weights, curvature))
     project = reference.project_alternating if solver == "alternating" else reference.project_exact
     for i, (w, c) in enumerate(zip(weights, curvature, strict=True)):
         plus, minus, beta = reference.project_two_scales(w, c, project)
@@ -180,7 +180,7 @@ def test_two_scales(x64, solver):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_two_scales_of_weights_of_one_sign(solver, sign):
     # Kept are 6 and 8, at their mean; the sign that does not occur has scale 1.
-    quantized = jitted("ternary", solver, scales=2)(sign * np.float32([3, 8, 1, 6]))
+    quantized = jitted("ternary", solver, scale_per_sign=True)(sign * np.float32([3, 8, 1, 6]))
     np.testing.assert_array_equal(quantized.codes, [0, sign, 0, sign])
     np.testing.assert_allclose(quantized.scale, [7, 1] if sign > 0 else [1, 7], rtol=1e-6)
 
@@ -188,10 +188,10 @@ def test_two_scales_of_weights_of_one_sign(solver, sign):
 def test_two_scales_start_from_the_codes_of_their_sign():
     # Keeping 10 alone is a fixed point, 3 < 10/2; so is keeping all positive weights, at 22/5. The codes decide which.
     weights, previous = np.float32([10, 3, 3, 3, 3] + [-1] * 20), np.int8([1, 0, 0, 0, 0] + [-1] * 20)
-    quantized = jitted("ternary", "alternating", scales=2)(weights, codes=previous)
+    quantized = jitted("ternary", "alternating", scale_per_sign=True)(weights, codes=previous)
     np.testing.assert_array_equal(quantized.codes, previous)
     np.testing.assert_allclose(quantized.scale, [10, 1], rtol=1e-6)
-    quantized = jitted("ternary", "alternating", scales=2)(weights, codes=np.ones_like(previous))
+    quantized = jitted("ternary", "alternating", scale_per_sign=True)(weights, codes=np.ones_like(previous))
     np.testing.assert_array_equal(quantized.codes, np.sign(weights))
     np.testing.assert_allclose(quantized.scale, [4.4, 1], rtol=1e-6)
 

@@ -58,7 +58,7 @@ def to_litert(function: Callable[..., Any], quantized: Any, *inputs: Any) -> byt
       >>> import jax.numpy as jnp
       >>> quantized = fobt.quantize({"kernel": jnp.array([[1.0, -3.0], [2.0, 7.0]])}, None, fobt.linear(4))
       >>> x = jnp.ones((1, 2))
-      >>> model = fobt.to_litert(lambda weights, x: x @ weights["kernel"], quantized, x)
+      >>> model = fobt.export.to_litert(lambda weights, x: x @ weights["kernel"], quantized, x)
       >>> from ai_edge_litert.interpreter import Interpreter
       >>> run = Interpreter(model_content=model).get_signature_runner()
       >>> run(input=x)["output"]

@@ -73,7 +73,7 @@ def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: b
       >>> import jax.numpy as jnp
       >>> quantized = fobt.quantize({"kernel": jnp.array([[1.0, -3.0]])}, None, fobt.linear(4))
       >>> x = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 1"), jnp.float32)
-      >>> model = fobt.to_onnx(lambda weights, x: x @ weights["kernel"], quantized, x)
+      >>> model = fobt.export.to_onnx(lambda weights, x: x @ weights["kernel"], quantized, x)
       >>> [node.op_type for node in model.graph.node]
       ['DequantizeLinear', 'MatMul']
       >>> model.graph.initializer[0].raw_data.hex()  # codes 2 and -6
