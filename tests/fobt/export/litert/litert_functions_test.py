@@ -14,6 +14,9 @@ from litert_cases import GRIDS, leaf, normal, run, stored_weights
 
 import fobt
 
+# Layers of Flax have biases of several axes, and it does not matter here that they are quantized.
+pytestmark = pytest.mark.filterwarnings("ignore:the quantizer takes these leaves for matrices")
+
 X = np.concatenate([np.linspace(-8, 8, 33), [-100, 100, 0.1, -1e-4, 1e-4, 30, -30]]).astype(np.float32).reshape(4, 10)
 INTEGERS = np.array([[3, -7, 0, 5], [1, -2, 9, -1]], np.int32)
 DIVISORS = np.array([[2, 3, -4, -2], [1, -5, 4, 2]], np.int32)

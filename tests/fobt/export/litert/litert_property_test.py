@@ -13,9 +13,7 @@ from litert_cases import GRIDS, leaf, run
 
 import fobt
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:function does not use the leaves"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:function does not use the leaves")
 
 SHAPES = st.lists(st.sampled_from((1, 2, 3, 0)), max_size=3).map(tuple)
 NAMES = ("kernel", "a/b", "", "é ü", "leaf_0", "input", "0", "x" * 70)

@@ -11,6 +11,9 @@ from onnx_cases import assert_exported, assert_same, normal, run
 
 import fobt
 
+# Layers of Flax have biases of several axes, and it does not matter here that they are quantized.
+pytestmark = pytest.mark.filterwarnings("ignore:the quantizer takes these leaves for matrices")
+
 ACTIVATIONS = {
     *("celu", "elu", "gelu", "glu", "hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh", "identity", "leaky_relu"),
     *("log_sigmoid", "log_softmax", "logsumexp", "relu", "relu6", "selu", "sigmoid", "silu", "soft_sign", "softmax"),

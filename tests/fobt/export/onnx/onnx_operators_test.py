@@ -156,7 +156,9 @@ def test_operators(dtype: str):
 
         results = run(fobt.export.to_onnx(lambda w, *inputs: all_of(*inputs), {}, *inputs), *inputs)
         # One at a time, so that nothing is kept wider from one to the next.
-        assert_same(results, jax.jit(all_of)(*inputs), TOLERANCE.get(dtype, 1e-5))
+        # XLA has a clamp of bools in its newer emitters only.
+        compiled = jax.jit(all_of, compiler_options={"xla_cpu_use_fusion_emitters": dtype == "bool"})
+        assert_same(results, compiled(*inputs), TOLERANCE.get(dtype, 1e-5))
     assert set(refused) == REFUSED.get(dtype, REFUSED["int"] if "int" in dtype else set())
     for name, message in refused.items():
         assert "function has the primitive" in message, name

@@ -13,9 +13,7 @@ from onnx_cases import assert_same, run
 
 import fobt
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:function does not use the leaves"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:function does not use the leaves")
 
 QUANTIZERS = [
     *(

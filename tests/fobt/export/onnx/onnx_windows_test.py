@@ -9,6 +9,9 @@ from onnx_cases import assert_exported, assert_same, free_batch, normal, run
 
 import fobt
 
+# Layers of Flax have biases of several axes, and it does not matter here that they are quantized.
+pytestmark = pytest.mark.filterwarnings("ignore:the quantizer takes these leaves for matrices")
+
 LAYERS = {
     "1D": (nn.Conv(6, (3,)), (2, 9, 4)),
     "1D, causal": (nn.Conv(6, (3,), padding="CAUSAL"), (2, 9, 4)),
