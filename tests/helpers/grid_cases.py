@@ -35,11 +35,6 @@ def make(grid, solver=None, granularity=None, **options):
     return getattr(fobt, name)(int(bits), **options)
 
 
-def some_weights(shape, seed=0):
-    """Weights with heavy tails."""
-    return np.random.default_rng(seed).standard_t(df=4, size=shape).astype(np.float32)
-
-
 dequantize = jax.jit(fobt.Quantized.dequantize)
 
 

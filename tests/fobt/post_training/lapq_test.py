@@ -8,15 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
-from grid_cases import some_weights
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from rounding_cases import lp_error, nearest_levels, some_weights
 
 import fobt
 from fobt._src.quantizers.clipping import lp_clipping_value
-
-NORMS = (2.0, 2.5, 3.0, 4.0)
-
 
 # --- The three phases ----------------------------------------------------------------------------------------------
 

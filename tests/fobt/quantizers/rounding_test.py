@@ -7,22 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from grid_cases import GRIDS, allowed_levels, make, some_weights
+from grid_cases import GRIDS, make
+from rounding_cases import lp_error, nearest_levels, some_weights
 
 import fobt
 from fobt._src.quantizers.clipping import lp_clipping_value
 
 NORMS = (2.0, 2.5, 3.0, 4.0)
-
-
-def nearest_levels(grid, weights, scale):
-    """Every weight to the nearest of the levels written by hand, in float64."""
-    levels = scale * allowed_levels(grid)
-    return levels[np.argmin(np.abs(np.asarray(weights, np.float64)[..., None] - levels), axis=-1)]
-
-
-def lp_error(grid, weights, scale, norm):
-    return np.sum(np.abs(np.asarray(weights, np.float64) - nearest_levels(grid, weights, scale)) ** norm)
 
 
 # --- Rounding with a given scale -----------------------------------------------------------------------------------
