@@ -37,7 +37,7 @@ def test_grids(grid):
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize(("grid", "scales"), [("ternary", 1), ("ternary", 2), ("logarithmic(3)", 1)])
 def test_granularities(granularity, grid, scales):
-    check(grid, granularity=granularity, **({"scales": 2} if scales == 2 else {}))
+    check(grid, granularity=granularity, **({"scale_per_sign": True} if scales == 2 else {}))
 
 
 @pytest.mark.usefixtures("blocks")
