@@ -9,7 +9,13 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-READMES = (ROOT / "README.md", ROOT / "experiments" / "README.md")
+RESULTS = ROOT / "docs" / "results"
+READMES = (
+    ROOT / "README.md",
+    ROOT / "experiments" / "README.md",
+    ROOT / "docs" / "costs.md",
+    *sorted(RESULTS.glob("*.md")),
+)
 TABLE = re.compile(r"(<!-- table: (\S+)(?: (\d+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 

@@ -31,6 +31,8 @@ if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can
     from fobt._save_packed import save_packed
     from fobt._value_and_grad import value_and_grad
 
+__version__ = "0.1.0"
+
 __all__ = [
     "LapqResult",
     "LeafSize",
