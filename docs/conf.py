@@ -1,4 +1,7 @@
-"""The documentation site: `python -m sphinx -W docs docs/_build`, with the extra `docs`."""
+"""The documentation site: `python -m sphinx -W docs docs/_build/html`, with the extra `docs`."""
+
+import re
+from typing import Any
 
 import fobt
 
@@ -18,36 +21,44 @@ extensions = [
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "figures"]
-suppress_warnings = ["autosummary.import_cycle"]
 
 html_theme = "sphinx_book_theme"
 html_title = "fobt"
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
-html_theme_options = {"show_navbar_depth": 1, "home_page_in_toc": True}
+html_theme_options = {"home_page_in_toc": True, "navbar_persistent": []}
 
-myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
-myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 
 # Code cells run when the site is built, and again only where a page has changed. An error in one ends the build.
 nb_execution_mode = "cache"
+nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
-nb_execution_in_temp = True
 
 # Docstrings put names of Python between single backticks: links where they are public, code elsewhere.
 default_role = "py:obj"
-autosummary_imported_members = True
 autodoc_typehints = "none"  # arguments are described in words, with their ranges
-autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-napoleon_use_rtype = False
 
 
-def skip_fields_of_named_tuples(app, what, name, member, skip, options):  # noqa: D103 - the signature is Sphinx's
-    return skip or str(getattr(member, "__doc__", "")).startswith("Alias for field number")
+def as_restructured_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Changes docstrings where reStructuredText would read them otherwise than a person does."""
+    text = "\n".join(lines)
+    # An indented block after a colon is code, unless it is a list, a doctest or a section.
+    text = re.sub(r"(?<![:\n]):(\n\n( *)  +)(?![ \-*>\d])", r"::\1", text)
+    # What is returned is a sentence, also where it has a colon.
+    text = re.sub(r"^Returns:$", ":returns:", text, flags=re.MULTILINE)
+    lines[:] = text.split("\n")
 
 
-def setup(app):  # noqa: D103
-    app.connect("autodoc-skip-member", skip_fields_of_named_tuples)
+def skip_field_of_named_tuple(app: Any, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
+    """Leaves out what NamedTuple says of its fields; the docstring of the class says more."""
+    return True if str(member.__doc__).startswith("Alias for field number") else None
+
+
+def setup(app: Any) -> None:
+    """Connects the two functions; that of docstrings comes before the one of napoleon."""
+    app.connect("autodoc-process-docstring", as_restructured_text, priority=400)
+    app.connect("autodoc-skip-member", skip_field_of_named_tuple)

@@ -1,4 +1,4 @@
-"""Copies result tables into the READMEs, so that no number is typed by hand: `python -m experiments.readme`.
+"""Copies result tables into the documents, so that no number is typed by hand: `python -m experiments.readme`.
 
 A table stands between the comments `<!-- table: FILE -->` and `<!-- end of table -->`; it is replaced by the first
 table of the Markdown file FILE, whose path starts at the root of the repository, or by table N where the first comment
@@ -12,7 +12,6 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 READMES = (
     ROOT / "README.md",
-    ROOT / "experiments" / "README.md",
     ROOT / "docs" / "costs.md",
     *sorted(RESULTS.glob("*.md")),
 )

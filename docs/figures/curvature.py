@@ -1,4 +1,4 @@
-"""The nearest binary weights, with and without curvature, on a loss of two weights: `python docs/figures/curvature.py`."""
+"""The nearest binary weights with and without curvature, for two weights: `python docs/figures/curvature.py`."""
 
 from pathlib import Path
 
@@ -25,9 +25,7 @@ def main(folder: Path = FOLDER) -> None:
     ax.plot(*LATENTS, "o", color=LATENT, label="latents w")
     for name, curvature, color in (("curvature 1", None, QUANTIZED), ("curvature C", CURVATURE, TRIAL)):
         projected = np.asarray(fobt.binary()(jnp.asarray(LATENTS), curvature).dequantize())
-        ax.annotate(
-            "", projected, LATENTS, arrowprops={"arrowstyle": "->", "color": color, "shrinkA": 5, "shrinkB": 5}
-        )
+        ax.annotate("", projected, LATENTS, arrowprops={"arrowstyle": "->", "color": color, "shrinkA": 5, "shrinkB": 5})
         label = f"projection with {name}: α = {projected[0]:.2f}, loss {loss(*projected):.2f}"
         ax.plot(*projected, "s", color=color, label=label)
     ax.set(xlabel="first weight, C = 1", ylabel="second weight, C = 8", aspect="equal")

@@ -1,4 +1,4 @@
-"""A weight whose best value lies between two levels, and the same with the trial gradient: `python docs/figures/zigzag.py`.
+"""A weight whose best value lies between two levels: `python docs/figures/zigzag.py`.
 
 The first weight is at its optimum and holds the scale near 1. The second would be best at 0.3, between the levels 0 and
 1, so its gradient always points to the other level.
@@ -38,7 +38,9 @@ def path(a: float) -> tuple[np.ndarray, np.ndarray]:
 def main(folder: Path = FOLDER) -> None:
     """Draws the figure into a folder."""
     figure, axes = new_figure(8, 3, columns=2)
-    for ax, a, name in zip(axes, (1.0, 0.6), ("loss-aware quantization (a = 1)", "forward-backtrack, a = 0.6"), strict=True):
+    for ax, a, name in zip(
+        axes, (1.0, 0.6), ("loss-aware quantization (a = 1)", "forward-backtrack, a = 0.6"), strict=True
+    ):
         latents, quantized = path(a)
         flips = int(np.sum((quantized[1:] != 0) != (quantized[:-1] != 0)))
         ax.axhline(OPTIMUM, color=MUTED, linestyle="--", linewidth=1, label="optimum")
