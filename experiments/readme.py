@@ -9,12 +9,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "docs" / "results"
-READMES = (
-    ROOT / "README.md",
-    ROOT / "docs" / "costs.md",
-    *sorted(RESULTS.glob("*.md")),
-)
+READMES = (ROOT / "README.md", ROOT / "docs" / "costs.md", *sorted((ROOT / "docs" / "results").glob("*.md")))
 TABLE = re.compile(r"(<!-- table: (\S+)(?: (\d+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
