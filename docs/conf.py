@@ -25,7 +25,7 @@ exclude_patterns = ["_build", "figures"]
 html_theme = "sphinx_book_theme"
 html_title = "fobt"
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["site.css"]
 html_theme_options = {"home_page_in_toc": True, "navbar_persistent": []}
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
@@ -41,6 +41,7 @@ default_role = "py:obj"
 autodoc_typehints = "none"  # arguments are described in words, with their ranges
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 
 
 def as_restructured_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
