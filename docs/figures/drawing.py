@@ -22,4 +22,4 @@ def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, l
 def save(figure: Figure, path: Path) -> None:
     """Writes an SVG file, the same bytes for the same drawing."""
     with mpl.rc_context({"svg.hashsalt": path.stem}):
-        figure.savefig(path, metadata={"Date": None})
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
