@@ -85,7 +85,7 @@ def write_onnx(path: Path, trained: Trained, base3: bool) -> Scores:
     batch = jax.ShapeDtypeStruct(
         jax.export.symbolic_shape(f"batch, {', '.join(map(str, image_shape(trained)))}"), jnp.float32
     )
-    model = fobt.to_onnx(network, network.quantized, batch, base3=base3)
+    model = fobt.export.to_onnx(network, network.quantized, batch, base3=base3)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
     options = onnxruntime.SessionOptions()
@@ -97,9 +97,9 @@ def write_onnx(path: Path, trained: Trained, base3: bool) -> Scores:
 
 def write_safetensors(path: Path, trained: Trained, base3: bool) -> Scores:
     """Writes a packed file; the scores are those of JAX with what is read from it."""
-    packed = fobt.pack(trained.quantized, base3=base3)
-    fobt.save_packed(path, packed, batch_stats=trained.batch_stats, metadata={"row": trained.row.label})
-    loaded = fobt.load_packed(path)
+    packed = fobt.packed.pack(trained.quantized, base3=base3)
+    fobt.packed.save_packed(path, packed, batch_stats=trained.batch_stats, metadata={"row": trained.row.label})
+    loaded = fobt.packed.load_packed(path)
     return jax_scores(Inference(split_model(trained.model)[0], loaded.quantized(), loaded.batch_stats))
 
 
@@ -108,7 +108,7 @@ def write_litert(path: Path, trained: Trained, base3: bool) -> Scores:
     del base3
     network = fold(trained.model, trained.quantized, trained.batch_stats)
     image = jax.ShapeDtypeStruct((1, *image_shape(trained)), jnp.float32)
-    path.write_bytes(fobt.to_litert(network, network.quantized, image))
+    path.write_bytes(fobt.export.to_litert(network, network.quantized, image))
     from ai_edge_litert.interpreter import Interpreter
 
     run = Interpreter(str(path)).get_signature_runner()

@@ -30,7 +30,7 @@ class Method(NamedTuple):
 
 def methods() -> dict[str, Method]:
     """The methods that are compared, by name."""
-    compared = {ADAM_STEP: Method(optax.adam(1e-3), fobt.identity())}
+    compared = {ADAM_STEP: Method(optax.adam(1e-3), fobt.full_precision())}
     for name, quantizer in QUANTIZERS.items():
         two_stage = fobt.forward_backtrack(1e-3, quantizer)
         compared[f"loss-aware, {name}"] = Method(optax.adam(1e-3), quantizer)
@@ -134,7 +134,7 @@ def step_compiler(
                 return accumulated(weights, batch_stats, images, labels)
 
             if method.ahead:
-                weights = fobt.trial_params(params, state, method.quantizer, optimizer)
+                weights = fobt.quantized_trial_params(params, state, method.quantizer, optimizer)
             else:
                 weights = fobt.quantized_params(params, state, method.quantizer)
             (_, new_batch_stats), grads = evaluate(weights)

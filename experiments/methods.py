@@ -40,7 +40,7 @@ class Method:
     def projected(self, params: Any, optimizer_state: Any) -> Any:
         """The weights at which a training step takes its gradient; a model-side quantizer comes after them."""
         if self.lookahead is not None:
-            return fobt.trial_params(params, optimizer_state, self.quantizer, self.lookahead)
+            return fobt.quantized_trial_params(params, optimizer_state, self.quantizer, self.lookahead)
         return fobt.quantized_params(params, self._projection_state(optimizer_state), self.quantizer)
 
     def forward(self, weights: Any, key: jax.Array) -> Any:
@@ -91,7 +91,7 @@ def make_quantizer(grid: str, solver: str | None, scales: int | None) -> fobt.Qu
         return fobt.binary()
     options: dict[str, Any] = {} if solver is None else {"solver": solver}
     if scales is not None:
-        options["scales"] = scales
+        options["scale_per_sign"] = scales == 2
     if grid == "ternary":
         return fobt.ternary(**options)
     return getattr(fobt, grid[:-1])(int(grid[-1]), **options)
@@ -113,9 +113,8 @@ def build(
     is the same with the binary projection that curvature does not weight, α = mean|w|. laq_freezing and laq_dampening
     are laq with the published schedules of these remedies against oscillations. nadam is laq with Optax's NAdam;
     nesterov takes its only gradient where momentum carries the quantized weights, and optimistic where the method's
-    step along its last trial gradient does (`fobt.trial_params`). binary_connect, binary_connect_stochastic, twn,
-    dorefa and lsq are Adam on a model of `experiments.straight_through`. sam and two_steps are the controls of
-    `experiments.controls`.
+    step along its last trial gradient does. binary_connect, binary_connect_stochastic, twn, dorefa and lsq are Adam on a
+    model of `experiments.straight_through`. sam and two_steps are the controls of `experiments.controls`.
 
     Args:
         row: Which method, with its settings.
@@ -129,7 +128,7 @@ def build(
     moments: dict[str, Any] = {"b1": b1, "b2": b2, "mu_dtype": mu_dtype}
     adam = optax.adam(learning_rate, **moments)
     if row.method == "full_precision":
-        return Method(optax.with_extra_args_support(adam), fobt.identity())
+        return Method(optax.with_extra_args_support(adam), fobt.full_precision())
     if row.method == "dorefa":
         assert row.bits is not None
         return _on_model_side(adam, straight_through.dorefa(row.bits))
@@ -156,7 +155,7 @@ def build(
         assert steps is not None
         # No frequency is above 1.
         threshold = after_a_quarter(steps, 1.0, 10 * row.threshold, row.threshold)
-        return Method(fobt.freeze_oscillations(optax.chain(adam, bounds), quantizer, threshold), quantizer)
+        return Method(fobt.oscillations.freeze_oscillations(optax.chain(adam, bounds), quantizer, threshold), quantizer)
     if row.method == "laq_dampening":
         assert row.dampening is not None
         assert steps is not None
@@ -192,7 +191,7 @@ MODEL_SIDE = {
 
 
 def _on_model_side(optimizer: optax.GradientTransformation, model_side: ModelSide) -> Method:
-    return Method(optax.with_extra_args_support(optimizer), fobt.identity(), model_side=model_side)
+    return Method(optax.with_extra_args_support(optimizer), fobt.full_precision(), model_side=model_side)
 
 
 def _learned_step_size_optimizer(

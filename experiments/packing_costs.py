@@ -21,10 +21,12 @@ GRIDS = {
 }
 
 
-def packed_weights(side: int) -> dict[str, fobt.Packed]:
+def packed_weights(side: int) -> dict[str, fobt.packed.Packed]:
     """A random matrix on every grid."""
     weights = jax.random.normal(jax.random.key(0), (side, side))
-    return {name: fobt.pack(jax.jit(quantizer)(weights), base3=base3) for name, (quantizer, base3) in GRIDS.items()}
+    return {
+        name: fobt.packed.pack(jax.jit(quantizer)(weights), base3=base3) for name, (quantizer, base3) in GRIDS.items()
+    }
 
 
 def packing_ratios(side: int, rounds: int) -> list[dict[str, Any]]:
@@ -34,10 +36,10 @@ def packing_ratios(side: int, rounds: int) -> list[dict[str, Any]]:
     plain: dict[str, Program | PlainProgram] = {COPY: PlainProgram(np.copy, np.asarray(weights))}
     for name, packed in packed_weights(side).items():
         base3 = packed.encoding == "base3"
-        programs[f"{name}, packed"] = Program(lambda q, base3=base3: fobt.pack(q, base3=base3), packed.unpack())
-        programs[f"{name}, unpacked"] = Program(fobt.unpack, packed)
+        programs[f"{name}, packed"] = Program(lambda q, base3=base3: fobt.packed.pack(q, base3=base3), packed.unpack())
+        programs[f"{name}, unpacked"] = Program(fobt.packed.unpack, packed)
         programs[f"{name}, unpacked and dequantized"] = Program(fobt.dequantize, packed)
-        stored = fobt.PackedArray(
+        stored = fobt.packed.PackedArray(
             codes=np.asarray(packed.codes),
             scale=np.asarray(packed.scale),
             shape=packed.shape,
@@ -61,7 +63,7 @@ def product_ratios(side: int, batch_size: int, rounds: int) -> list[dict[str, An
     x = jax.random.normal(jax.random.key(1), (batch_size, side))
     programs = {PRODUCT: Program(jnp.matmul, x, jnp.ones((side, side)))}
     for name, packed in packed_weights(side).items():
-        programs[name] = Program(fobt.packed_matmul, x, packed)
+        programs[name] = Program(fobt.packed.packed_matmul, x, packed)
     title = f"{side}×{side} product, batch {batch_size}: "
     rows = ratios(title, median_seconds(programs, rounds), PRODUCT, {})
     for name, program in programs.items():

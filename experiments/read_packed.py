@@ -1,6 +1,6 @@
 """Reads a packed file with Python alone, the layout as code: `python -m experiments.read_packed FILE`.
 
-It checks the digest and nothing else; `fobt.load_packed` checks everything.
+It checks the digest and nothing else; `fobt.packed.load_packed` checks everything.
 """
 
 import hashlib

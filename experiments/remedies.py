@@ -1,4 +1,4 @@
-"""Loss-aware quantization with the dampening of oscillations: `fobt.dampening_loss` beside the loss of the network."""
+"""Loss-aware quantization with the dampening of oscillations: its loss beside that of the network."""
 
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ def dampened(
         return DampenedState(optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def update(grads: Any, state: DampenedState, params: Any = None, **extra_args: Any) -> tuple[Any, DampenedState]:
-        damping = jax.grad(fobt.dampening_loss)(params, state.inner, quantizer)
+        damping = jax.grad(fobt.oscillations.dampening_loss)(params, state.inner, quantizer)
         grads = jax.tree.map(lambda g, d: g + weight(state.steps) * d, grads, damping)
         updates, inner = optimizer.update(grads, state.inner, params, **extra_args)
         return updates, DampenedState(inner, state.steps + 1)

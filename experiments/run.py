@@ -188,5 +188,5 @@ class Runner:
         """Share of the quantized weights whose codes are frozen; None for methods that freeze none."""
         if self.row.method != "laq_freezing":
             return None
-        frozen = sum(int(jnp.sum(leaf)) for leaf in jax.tree.leaves(fobt.frozen_weights(state.optimizer)))
+        frozen = sum(int(jnp.sum(leaf)) for leaf in jax.tree.leaves(fobt.oscillations.is_frozen(state.optimizer)))
         return frozen / sum(codes.size for codes in state.codes)

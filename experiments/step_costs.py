@@ -65,7 +65,7 @@ def step_programs(network: Timed) -> MakeProgram:
 
     def program(
         optimizer: optax.GradientTransformation,
-        quantizer: Any = fobt.identity(),  # noqa: B008 - immutable
+        quantizer: Any = fobt.full_precision(),  # noqa: B008 - immutable
         *,
         looks_ahead: bool = False,
         graph: Any = graph,
@@ -80,7 +80,7 @@ def step_programs(network: Timed) -> MakeProgram:
 
         def step(params: Any, state: Any, batch_stats: Any) -> tuple[Any, Any, Any]:
             if looks_ahead:
-                weights = fobt.trial_params(params, state, quantizer, optimizer)
+                weights = fobt.quantized_trial_params(params, state, quantizer, optimizer)
                 (_, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(weights, batch_stats)
                 updates, state = optimizer.update(grads, state, params)
             else:
@@ -156,7 +156,7 @@ def instrument_ratios(network: Timed, rounds: int) -> list[dict[str, Any]]:
             tracked = f"{bare}, tracked"
             programs = {
                 bare: program(optimizer, quantizer),
-                tracked: program(fobt.track_oscillations(optimizer, quantizer), quantizer),
+                tracked: program(fobt.oscillations.track_oscillations(optimizer, quantizer), quantizer),
             }
             seconds = median_seconds(programs, min(rounds, network.rounds))
             rows += ratios(network.title, seconds, bare, {tracked: 1.1})

@@ -97,7 +97,7 @@ def train_step(
         return value, nnx.as_pure(nnx.state(model, nnx.BatchStat))
 
     # The method projects, so what it gives is differentiated as it is.
-    loss_and_grads = fobt.value_and_grad(loss_fn, fobt.identity(), has_aux=True)
+    loss_and_grads = fobt.value_and_grad(loss_fn, fobt.full_precision(), has_aux=True)
     (value, batch_stats), grads, grad_fn = loss_and_grads(method.projected(state.params, state.optimizer), None)
     # The same projection once more: XLA computes it once.
     codes = method.codes(state.params, state.optimizer, forward_key)

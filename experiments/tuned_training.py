@@ -54,8 +54,10 @@ class TunedTraining:
                 return projected(params, state, variant.weighted)
             lookahead = make(variant.lookahead, setting)
             if variant.trial_weighted:
-                return fobt.trial_params(params, state, quantizer, lookahead)
-            return projected(fobt.trial_params(params, state, fobt.identity(), lookahead), state, weighted=False)
+                return fobt.quantized_trial_params(params, state, quantizer, lookahead)
+            return projected(
+                fobt.quantized_trial_params(params, state, fobt.full_precision(), lookahead), state, weighted=False
+            )
 
         def step(
             carry: tuple[Any, Any, Any], setting: Setting, batch: Batch, second_batch: Batch

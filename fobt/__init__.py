@@ -1,82 +1,60 @@
-"""Training weights of 1 to 4 bits in JAX: loss-aware quantization and one step forward and backtrack, for Optax."""
+"""Training weights of 1 to 4 bits in JAX: loss-aware quantization and one step forward and backtrack, for Optax.
+
+Names that a training loop needs are here. `fobt.oscillations` sees zig-zagging and remedies it, `fobt.packed` keeps
+weights in few bits, in memory and in files, and `fobt.export` writes models for ONNX and LiteRT.
+"""
 
 import importlib.util
 
-from fobt._packed_array import PackedArray
-from fobt._packed_file import PackedFile, load_packed
-from fobt._size_report import LeafSize, SizeReport, size_report
-
-if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can be read, and that is all
-    from fobt._batch_stats import reestimate_batch_stats
-    from fobt._bounds import bound_weights
-    from fobt._dampening import dampening_loss
-    from fobt._folding import fold_batch_norm
-    from fobt._forward_backtrack import forward_backtrack
-    from fobt._freezing import freeze_oscillations, frozen_weights
-    from fobt._granularity import per_block, per_channel, per_tensor
-    from fobt._leaves import identity, per_leaf
-    from fobt._litert import to_litert
-    from fobt._onnx import to_onnx
-    from fobt._optimistic import optimistic, trial_params
-    from fobt._oscillation_metrics import oscillation_metrics
-    from fobt._oscillation_plot import plot_oscillations
-    from fobt._oscillations import OscillationState, track_oscillations
-    from fobt._packed_matmul import packed_matmul
-    from fobt._packing import Packed, pack, unpack
-    from fobt._params import dequantize, quantize, quantized_params
-    from fobt._post_training import LapqResult, lapq
-    from fobt._preconditioner import Preconditioner, adam_preconditioner
-    from fobt._quantized import Quantized
-    from fobt._quantizers import Quantizer, binary, linear, logarithmic, ternary
-    from fobt._save_packed import save_packed
-    from fobt._value_and_grad import value_and_grad
+from fobt import packed
 
 __version__ = "0.1.0"
+__all__ = ["packed"]
 
-__all__ = [
-    "LapqResult",
-    "LeafSize",
-    "OscillationState",
-    "Packed",
-    "PackedArray",
-    "PackedFile",
-    "Preconditioner",
-    "Quantized",
-    "Quantizer",
-    "SizeReport",
-    "adam_preconditioner",
-    "binary",
-    "bound_weights",
-    "dampening_loss",
-    "dequantize",
-    "fold_batch_norm",
-    "forward_backtrack",
-    "freeze_oscillations",
-    "frozen_weights",
-    "identity",
-    "lapq",
-    "linear",
-    "load_packed",
-    "logarithmic",
-    "optimistic",
-    "oscillation_metrics",
-    "pack",
-    "packed_matmul",
-    "per_block",
-    "per_channel",
-    "per_leaf",
-    "per_tensor",
-    "plot_oscillations",
-    "quantize",
-    "quantized_params",
-    "reestimate_batch_stats",
-    "save_packed",
-    "size_report",
-    "ternary",
-    "to_litert",
-    "to_onnx",
-    "track_oscillations",
-    "trial_params",
-    "unpack",
-    "value_and_grad",
-]
+if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can be read, and that is all
+    from fobt import export, oscillations
+    from fobt._src.export.folding import fold_batch_norm
+    from fobt._src.optimizers.forward_backtrack import forward_backtrack
+    from fobt._src.optimizers.optimistic import optimistic, quantized_trial_params
+    from fobt._src.optimizers.preconditioner import Preconditioner, adam_preconditioner
+    from fobt._src.oscillations.batch_stats import reestimate_batch_stats
+    from fobt._src.post_training.lapq import LapqResult, lapq
+    from fobt._src.quantizers.granularity import per_block, per_channel, per_tensor
+    from fobt._src.quantizers.quantized import Quantized
+    from fobt._src.quantizers.quantizer import Quantizer, binary, linear, logarithmic, ternary
+    from fobt._src.training import Training
+    from fobt._src.trees.bounds import bound_weights
+    from fobt._src.trees.leaves import full_precision, per_leaf
+    from fobt._src.trees.params import dequantize, quantize, quantized_params
+    from fobt._src.trees.value_and_grad import value_and_grad
+
+    __all__ += [
+        "LapqResult",
+        "Preconditioner",
+        "Quantized",
+        "Quantizer",
+        "Training",
+        "adam_preconditioner",
+        "binary",
+        "bound_weights",
+        "dequantize",
+        "export",
+        "fold_batch_norm",
+        "forward_backtrack",
+        "full_precision",
+        "lapq",
+        "linear",
+        "logarithmic",
+        "optimistic",
+        "oscillations",
+        "per_block",
+        "per_channel",
+        "per_leaf",
+        "per_tensor",
+        "quantize",
+        "quantized_params",
+        "quantized_trial_params",
+        "reestimate_batch_stats",
+        "ternary",
+        "value_and_grad",
+    ]

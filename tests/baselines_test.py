@@ -206,7 +206,9 @@ def test_every_method_trains_a_small_model_and_counts_its_bits(row: Row, bits: f
 
     @jax.jit
     def step(params, state, key):
-        loss, grads, grad_fn = fobt.value_and_grad(loss_fn, fobt.identity())(method.projected(params, state), None, key)
+        loss, grads, grad_fn = fobt.value_and_grad(loss_fn, fobt.full_precision())(
+            method.projected(params, state), None, key
+        )
         updates, state = method.optimizer.update(grads, state, params, grad_fn=grad_fn, two_stage=True)
         return optax.apply_updates(params, updates), state, loss
 
@@ -235,7 +237,7 @@ def test_bwn_ignores_the_curvature_and_laq_does_not():
     [
         (("binary", None, None), fobt.binary()),
         (("ternary", None, None), fobt.ternary()),
-        (("ternary", "exact", 2), fobt.ternary(solver="exact", scales=2)),
+        (("ternary", "exact", 2), fobt.ternary(solver="exact", scale_per_sign=True)),
         (("linear4", "alternating", None), fobt.linear(4, solver="alternating")),
         (("logarithmic3", None, None), fobt.logarithmic(3)),
     ],

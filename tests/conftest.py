@@ -36,5 +36,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]):
     """The example of the LiteRT export needs a package that does not exist for every platform."""
     if importlib.util.find_spec("litert_converter") is None:
         for item in items:
-            if item.name == "fobt._litert.to_litert":
+            if item.name == "fobt._src.export.litert.convert.to_litert":
                 item.add_marker(pytest.mark.skip(reason="needs pip install --no-deps litert-converter"))

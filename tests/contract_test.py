@@ -31,7 +31,7 @@ ROWS = {
     "every step": (fobt.forward_backtrack(STEP, QUANTIZER), QUANTIZER, with_grad_fn),
     "period": (fobt.forward_backtrack(STEP, QUANTIZER, every=2), QUANTIZER, with_grad_fn),
     "a=1": (fobt.forward_backtrack(STEP, QUANTIZER, a=1), QUANTIZER, with_grad_fn),
-    "identity": (fobt.forward_backtrack(STEP, fobt.identity()), fobt.identity(), with_grad_fn),
+    "identity": (fobt.forward_backtrack(STEP, fobt.full_precision()), fobt.full_precision(), with_grad_fn),
     "ternary": (fobt.forward_backtrack(STEP, fobt.ternary()), fobt.ternary(), with_grad_fn),
     "schedule": (
         fobt.forward_backtrack(optax.linear_schedule(STEP, 0.01, 500), QUANTIZER, every=2),

@@ -31,7 +31,9 @@ def test_follows_the_definition(grid, bits, shape):
         params = {"kernel": jnp.asarray(w), "bias": jnp.ones(3)}
         state = optax.scale_by_adam().init(params)
         state = state._replace(nu={"kernel": jnp.asarray(nu), "bias": jnp.ones(3)})
-        got, gradient = jax.jit(jax.value_and_grad(lambda p: fobt.dampening_loss(p, state, quantizer)))(params)
+        got, gradient = jax.jit(jax.value_and_grad(lambda p: fobt.oscillations.dampening_loss(p, state, quantizer)))(
+            params
+        )
     np.testing.assert_allclose(got, dampening(w, w_hat, -highest, highest), rtol=1e-6)
     # ŵ is a constant: 2 (w - ŵ) within the levels, 0 beyond them.
     inside = np.abs(w) < highest
@@ -41,14 +43,14 @@ def test_follows_the_definition(grid, bits, shape):
 
 
 def test_nothing_is_damped_where_nothing_is_quantized_or_all_is_on_the_levels():
-    assert fobt.dampening_loss({"bias": jnp.ones(3)}, None, fobt.binary()) == 0
-    assert fobt.dampening_loss({"kernel": jnp.array([[2.0, -2.0]])}, None, fobt.binary()) == 0
-    assert fobt.dampening_loss({"kernel": jnp.zeros((0, 2))}, None, fobt.binary()) == 0
+    assert fobt.oscillations.dampening_loss({"bias": jnp.ones(3)}, None, fobt.binary()) == 0
+    assert fobt.oscillations.dampening_loss({"kernel": jnp.array([[2.0, -2.0]])}, None, fobt.binary()) == 0
+    assert fobt.oscillations.dampening_loss({"kernel": jnp.zeros((0, 2))}, None, fobt.binary()) == 0
 
 
 def test_an_axis_that_a_leaf_does_not_have_is_an_error():
     with pytest.raises(ValueError, match=r"axis must be one of a quantized leaf of shape \(2, 2\), got 2"):
-        fobt.dampening_loss({"kernel": jnp.ones((2, 2))}, None, fobt.binary(), axis=2)
+        fobt.oscillations.dampening_loss({"kernel": jnp.ones((2, 2))}, None, fobt.binary(), axis=2)
 
 
 @pytest.mark.parametrize("weight", [0.0, 3.0])
@@ -61,7 +63,7 @@ def test_a_damped_weight_stops_going_back_and_forth(weight):
     def step(carry, _):
         params, state = carry
         _, grads, _ = fobt.value_and_grad(lambda weights: jnp.sum((weights - targets) ** 2), quantizer)(params, state)
-        damping = jax.grad(fobt.dampening_loss)(params, state, quantizer)
+        damping = jax.grad(fobt.oscillations.dampening_loss)(params, state, quantizer)
         updates, state = tx.update(grads + weight * damping, state, params)
         params = optax.apply_updates(params, updates)
         return (params, state), fobt.quantize(params, state, quantizer).codes[0, 2]

@@ -69,7 +69,7 @@ def test_no_elements(grid, solver, shape, granularity, scale_shape):
 
 
 def test_no_elements_and_two_scales():
-    quantized = jitted("ternary", "exact", scales=2)(np.zeros((0, 3), np.float32))
+    quantized = jitted("ternary", "exact", scale_per_sign=True)(np.zeros((0, 3), np.float32))
     np.testing.assert_array_equal(quantized.scale, [1, 1])
 
 
@@ -176,5 +176,5 @@ def test_infinite_weights_do_not_pass_as_finite(grid, solver):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_two_scales_of_nan(solver):
-    quantized = jitted("ternary", solver, scales=2)(np.float32([1, np.nan, -2, 3]))
+    quantized = jitted("ternary", solver, scale_per_sign=True)(np.float32([1, np.nan, -2, 3]))
     assert np.all(np.isnan(dequantize(quantized)))

@@ -35,15 +35,15 @@ def images():
 
 
 def test_the_kept_packed_file_has_the_accuracy_of_the_table():
-    content = fobt.load_packed(KEPT / "laq-binary.safetensors")
+    content = fobt.packed.load_packed(KEPT / "laq-binary.safetensors")
     graph, _, _ = split_model(digits_cnn(nnx.Rngs(0), 1.0))
     model = nnx.merge(graph, content.weights(), content.batch_stats)
     assert accuracy(model(images(), training=False)) == pytest.approx(kept_accuracy("JAX"))
-    assert fobt.size_report(KEPT / "laq-binary.safetensors").quantized.bits_per_weight < 1.02
+    assert fobt.packed.size_report(KEPT / "laq-binary.safetensors").quantized.bits_per_weight < 1.02
 
 
 def test_the_kept_packed_file_reads_the_same_in_plain_python():
-    content = fobt.load_packed(KEPT / "laq-binary.safetensors")
+    content = fobt.packed.load_packed(KEPT / "laq-binary.safetensors")
     leaves = jax.tree_util.tree_leaves_with_path(content.weights())
     plain = read_packed(str(KEPT / "laq-binary.safetensors"))
     assert leaves

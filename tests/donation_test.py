@@ -27,11 +27,14 @@ STEPS = {
     "lax.cond": (fobt.forward_backtrack(1e-2, QUANTIZER, every=2), False),
     "optimistic": (OPTIMISTIC, True),
     "bounded": (optax.chain(ADAM, fobt.bound_weights((-1.0, 1.0), QUANTIZER)), False),
-    "tracked, loss-aware": (fobt.track_oscillations(ADAM, QUANTIZER), False),
-    "tracked, two-stage": (fobt.track_oscillations(TWO_STAGE, QUANTIZER, full_precision_gradient=True), False),
-    "tracked, optimistic": (fobt.track_oscillations(OPTIMISTIC, QUANTIZER), True),
-    "frozen, loss-aware": (fobt.freeze_oscillations(ADAM, QUANTIZER, 0.01), False),
-    "frozen, two-stage": (fobt.freeze_oscillations(TWO_STAGE, QUANTIZER, 0.01), False),
+    "tracked, loss-aware": (fobt.oscillations.track_oscillations(ADAM, QUANTIZER), False),
+    "tracked, two-stage": (
+        fobt.oscillations.track_oscillations(TWO_STAGE, QUANTIZER, full_precision_gradient=True),
+        False,
+    ),
+    "tracked, optimistic": (fobt.oscillations.track_oscillations(OPTIMISTIC, QUANTIZER), True),
+    "frozen, loss-aware": (fobt.oscillations.freeze_oscillations(ADAM, QUANTIZER, 0.01), False),
+    "frozen, two-stage": (fobt.oscillations.freeze_oscillations(TWO_STAGE, QUANTIZER, 0.01), False),
 }
 
 
@@ -51,7 +54,7 @@ def make_step(name):
 
     def step(params, state):
         if ahead:
-            weights = fobt.trial_params(params, state, QUANTIZER, optimizer)
+            weights = fobt.quantized_trial_params(params, state, QUANTIZER, optimizer)
             updates, state = optimizer.update(jax.grad(loss_fn)(weights), state, params)
         else:
             _, grads, grad_fn = fobt.value_and_grad(loss_fn, QUANTIZER)(params, state)

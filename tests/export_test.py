@@ -120,7 +120,14 @@ def test_mistakes_give_one_line_and_code_2(job: Path, run: Path, tmp_path: Path,
 
 @pytest.mark.parametrize(
     "quantizer",
-    [fobt.binary(), fobt.ternary(), fobt.ternary(scales=2), fobt.linear(3), fobt.linear(8), fobt.logarithmic(3)],
+    [
+        fobt.binary(),
+        fobt.ternary(),
+        fobt.ternary(scale_per_sign=True),
+        fobt.linear(3),
+        fobt.linear(8),
+        fobt.logarithmic(3),
+    ],
 )
 def test_codes_and_scale_are_recovered(quantizer: fobt.Quantizer):
     weights = np.random.default_rng(0).normal(size=(40, 30)).astype(np.float32)
@@ -140,7 +147,7 @@ def test_weights_without_the_largest_code_or_any_are_recovered():
     with pytest.raises(ValueError, match="weights must be on the grid"):
         recover(jnp.array([[0.1, 0.25, 0.3]]), fobt.linear(3))
     with pytest.raises(ValueError, match="one positive and one negative value"):
-        recover(jnp.array([[0.1, 0.2]]), fobt.ternary(scales=2))
+        recover(jnp.array([[0.1, 0.2]]), fobt.ternary(scale_per_sign=True))
 
 
 def test_methods_have_the_quantizer_of_their_weights():

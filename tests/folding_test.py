@@ -39,7 +39,7 @@ def codes(tree) -> list[np.ndarray]:
     [
         ("digits_cnn", (8, 8, 1), 0.5, fobt.binary(), 2),
         ("small_mlp", (28, 28, 1), 0.1, fobt.linear(3), 0),
-        ("vgg", (32, 32, 3), 0.03, fobt.ternary(scales=2), 3),
+        ("vgg", (32, 32, 3), 0.03, fobt.ternary(scale_per_sign=True), 3),
         ("resnet18", (32, 32, 3), 0.05, fobt.binary(), 0),
     ],
 )

@@ -138,7 +138,7 @@ def test_two_scales_follow_the_reference(b1):
         positive, negative, beta = reference.project_two_scales(w.ravel(), curvature.ravel(), reference.project_exact)
         return np.where(beta > 0, positive * beta, negative * beta).reshape(w.shape)
 
-    quantizer = fobt.ternary(scales=2, solver="exact")
+    quantizer = fobt.ternary(scale_per_sign=True, solver="exact")
     with jax.enable_x64(True):
         tx = fobt.forward_backtrack(LEARNING_RATE, quantizer, a=0.7, b1=b1, b2=B2, eps=EPS)
         params, expected = jax.tree.map(jnp.asarray, initial_params(1)), initial_params(1)
@@ -258,7 +258,7 @@ def test_the_identity_quantizer_looks_ahead_at_the_latents():
         update=lambda grads, state: (grads, jax.tree.map(jnp.ones_like, grads), ToyState(state.count + 1)),
         with_curvature=lambda state, curvature: state,
     )
-    tx = fobt.forward_backtrack(learning_rate, fobt.identity(), a=a, preconditioner=constant)
+    tx = fobt.forward_backtrack(learning_rate, fobt.full_precision(), a=a, preconditioner=constant)
     params = jnp.array([[1.0, -3.0]])
     updates, _ = tx.update(curvature * params, tx.init(params), params, grad_fn=lambda w: curvature * w)
     x = curvature * learning_rate

@@ -29,9 +29,9 @@ def given_steps(nu=1.0):
     return optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
 
 
-def walk(quantizer, params, steps, threshold=THRESHOLD):
+def walk(quantizer, params, steps, threshold=THRESHOLD, decay=1 - MOMENTUM):
     """Codes of every forward pass, and after each update the latents, frequencies, frozen codes and frozen weights."""
-    tx = fobt.freeze_oscillations(given_steps(), quantizer, threshold, momentum=MOMENTUM)
+    tx = fobt.oscillations.freeze_oscillations(given_steps(), quantizer, threshold, decay=decay)
     state = tx.init(params)
 
     @jax.jit
@@ -43,7 +43,7 @@ def walk(quantizer, params, steps, threshold=THRESHOLD):
     history = []
     for step in steps:
         codes, params, state = update(step, params, state)
-        frozen = fobt.frozen_weights(state)
+        frozen = fobt.oscillations.is_frozen(state)
         history.append(jax.device_get((codes, params, state.changes.frequency, state.frozen_codes, frozen)))
     return history, params, state
 
@@ -88,7 +88,7 @@ def test_the_scale_is_that_of_the_weights_that_still_train():
     there_and_back = [jnp.array([[0.2, -0.2, 0, 0]]) * sign for sign in (-1, 1, -1, 1, -1, 1)]
     growing = [jnp.array([[0.5, 0.5, 0.25, -0.25]])] * 8
     _, params, state = walk(fobt.binary(), params, there_and_back + growing)
-    assert fobt.frozen_weights(state).tolist() == [[True, True, False, False]]
+    assert fobt.oscillations.is_frozen(state).tolist() == [[True, True, False, False]]
     np.testing.assert_allclose(fobt.quantize(params, state, fobt.binary()).scale, 3.0, rtol=1e-5)
     np.testing.assert_allclose(np.abs(params), 3.0, rtol=1e-5)
 
@@ -98,7 +98,7 @@ def test_a_binary_weight_keeps_its_sign_where_all_others_are_zero():
     steps = [jnp.array([[0.2, 0.0]]) * sign for sign in (-1, 1, -1, 1, -1, 1)]
     steps += [jnp.array([[1.0, 0.0]])] * 3
     history, _, state = walk(fobt.binary(), params, steps)
-    assert fobt.frozen_weights(state).tolist() == [[True, False]]
+    assert fobt.oscillations.is_frozen(state).tolist() == [[True, False]]
     frozen_code = state.frozen_codes[0, 0]
     assert [codes[0, 0] for codes, *_ in history[-3:]] == [frozen_code] * 3
 
@@ -109,6 +109,28 @@ def test_nothing_freezes_while_the_threshold_is_1():
     history, _, _ = walk(fobt.binary(), params, steps, quarter)
     frozen = [bool(is_frozen[0, 0]) for *_, is_frozen in history]
     assert frozen == [False] * 8 + [True] * 4
+
+
+def test_a_frequency_at_the_threshold_freezes_nothing():
+    """The codes are 1, -1, 1, -1: the third is the first oscillation, f = 1/2, and the fourth the next, f = 3/4."""
+    steps = [jnp.array([[0.2, 0]]) * (-1) ** n for n in range(1, 5)]
+    history, _, _ = walk(fobt.binary(), jnp.array([[0.1, 1.0]]), steps, threshold=0.5, decay=0.5)
+    assert [(float(f[0, 0]), bool(is_frozen[0, 0])) for _, _, f, _, is_frozen in history] == [
+        (0, False),
+        (0, False),
+        (0.5, False),
+        (0.75, True),
+    ]
+
+
+def test_a_binary_weight_whose_codes_have_the_mean_0_is_frozen_at_1():
+    """From -1 to 1, which stays until the mean of the codes is 1 in float32, and back: -1/2 + 1/2 = 0."""
+    moves = {1: 0.2, 31: -0.2}
+    steps = [jnp.array([[moves.get(n, 0.0), 0.0]]) for n in range(33)]
+    history, _, state = walk(fobt.binary(), jnp.array([[-0.1, 1.0]]), steps, threshold=0.4, decay=0.5)
+    assert [int(codes[0, 0]) for codes, *_ in history] == [-1] * 2 + [1] * 30 + [-1]
+    assert state.mean_codes[0, 0] == 0
+    assert state.frozen_codes[0, 0] == 1
 
 
 def toy(tx, quantizer):
@@ -131,10 +153,12 @@ def toy(tx, quantizer):
 
 def test_frozen_weights_stay_frozen_through_a_checkpoint(tmp_path):
     quantizer = fobt.ternary()
-    tx = fobt.freeze_oscillations(optax.with_extra_args_support(optax.adam(0.05)), quantizer, threshold=0.1)
+    tx = fobt.oscillations.freeze_oscillations(
+        optax.with_extra_args_support(optax.adam(0.05)), quantizer, threshold=0.1
+    )
     run, start = toy(tx, quantizer)
     middle, _ = run(start, 300)
-    assert fobt.frozen_weights(middle[1]).tolist() == [[False, False, True]]
+    assert fobt.oscillations.is_frozen(middle[1]).tolist() == [[False, False, True]]
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", middle)
         checkpointer.wait_until_finished()
@@ -147,10 +171,12 @@ def test_frozen_weights_stay_frozen_through_a_checkpoint(tmp_path):
 def test_wraps_the_two_stage_method():
     """The method alone may flip; wrapped, the third weight ends frozen, and `grad_fn` is handed on."""
     quantizer = fobt.ternary()
-    tx = fobt.freeze_oscillations(fobt.forward_backtrack(0.05, quantizer, a=0.95), quantizer, threshold=0.05)
+    tx = fobt.oscillations.freeze_oscillations(
+        fobt.forward_backtrack(0.05, quantizer, a=0.95), quantizer, threshold=0.05
+    )
     run, start = toy(tx, quantizer)
     (_, state), codes = run(start, 400)
-    assert fobt.frozen_weights(state).tolist() == [[False, False, True]]
+    assert fobt.oscillations.is_frozen(state).tolist() == [[False, False, True]]
     assert np.unique(codes[-100:, 0, 2]).size == 1
 
 
@@ -158,16 +184,16 @@ def test_wraps_the_two_stage_method():
     ("options", "message"),
     [
         ({"threshold": -0.1}, "threshold must be at least 0, or a schedule, got -0.1"),
-        ({"threshold": 0.1, "momentum": 0.0}, r"momentum must be in \(0, 1\], got 0.0"),
+        ({"threshold": 0.1, "decay": 1.0}, r"decay must be in \[0, 1\), got 1.0"),
     ],
 )
 def test_wrong_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        fobt.freeze_oscillations(optax.adam(0.1), fobt.binary(), **options)
+        fobt.oscillations.freeze_oscillations(optax.adam(0.1), fobt.binary(), **options)
 
 
 def test_params_are_needed():
-    tx = fobt.freeze_oscillations(optax.adam(0.1), fobt.binary(), 0.1)
+    tx = fobt.oscillations.freeze_oscillations(optax.adam(0.1), fobt.binary(), 0.1)
     params = jnp.ones((1, 2))
     with pytest.raises(ValueError, match=r"params must be given: update\(updates, state, params\), got None"):
         tx.update(params, tx.init(params))

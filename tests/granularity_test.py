@@ -83,7 +83,7 @@ def test_blocks_that_are_not_full_count_their_own_weights(x64, grid, solver):
 @pytest.mark.parametrize(("shape", "granularity", "split", "scale_shape"), SPLITS[4::6])
 def test_two_scales_have_a_leading_axis(shape, granularity, split, scale_shape):
     weights = np.float32(tensor(shape)[0])
-    quantized = jitted("ternary", "alternating", granularity, scales=2)(weights)
+    quantized = jitted("ternary", "alternating", granularity, scale_per_sign=True)(weights)
     assert quantized.scale.shape == (2, *scale_shape)
     plus, minus = (per_weight(scale, shape, split) for scale in np.asarray(quantized.scale))
     w_hat = np.where(quantized.codes > 0, plus, minus) * np.asarray(quantized.codes)

@@ -10,7 +10,7 @@ import pytest
 from grid_cases import SEARCHED_GRIDS, allowed_levels, jitted, objective, weighted_sum
 
 import fobt
-from fobt._weighted_histogram import by_comparing, by_scatter, by_scatter_to_copies
+from fobt._src.quantizers.weighted_histogram import by_comparing, by_scatter, by_scatter_to_copies, copy_of_each
 
 DISTRIBUTIONS = ["gaussian", "heavy-tailed", "sparse", "bimodal", "constant magnitude", "log-uniform"]
 UP_TO_FIVE_BITS = [grid for grid in SEARCHED_GRIDS if grid != "linear(8)"]
@@ -59,6 +59,19 @@ def test_near_exact_for_many_weights(grid, distribution):
     assert excess_over_bound(grid, weights, log_uniform(9, MANY)) <= 0
 
 
+def test_alternations_refine_the_best_candidate():
+    """The mean excess over the optimum is 3e-5 without alternations, 1.4e-6 with one, and 1.6e-7 with two."""
+    rng = np.random.default_rng(6)
+    draws = [rng.normal, rng.standard_cauchy, rng.laplace, lambda size: rng.uniform(-1, 1, size)]
+    excesses = []
+    for draw in draws:
+        for curvature in (np.ones(MANY, np.float32), log_uniform(20, MANY, decades=4)):
+            weights = np.float32(draw(size=MANY))
+            found = objective(weights, curvature, jitted("ternary", "histogram")(weights, curvature))
+            excesses.append(found / best_objective(weights, curvature, "ternary") - 1)
+    assert np.mean(excesses) <= 5e-7
+
+
 @pytest.mark.parametrize("power", [-2, 2])
 @pytest.mark.parametrize("grid", ["ternary", "linear(4)", "logarithmic(4)"])
 def test_near_exact_where_curvature_follows_the_weights(grid, power):
@@ -104,9 +117,25 @@ def test_the_sums_of_every_platform_are_the_same(sums, shape):
     np.testing.assert_allclose(jax.jit(sums, static_argnums=2)(jnp.asarray(index), x, 100), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(2**17,), (96, 1024), (33, 7, 500), (4, 3, 2, 5000)])
+@pytest.mark.parametrize("copies", [2, 32, 128])
+def test_neighbours_add_to_one_copy_and_the_next_ones_to_the_next(shape, copies):
+    expected = np.arange(np.prod(shape)).reshape(shape) // 1024 % copies
+    assert len(np.unique(expected)) == min(copies, -(-np.prod(shape) // 1024))
+    np.testing.assert_array_equal(copy_of_each(shape, copies), expected)
+
+
+@pytest.mark.parametrize(("sums", "copies"), [(by_scatter, 2), (by_scatter_to_copies, 128)])
+def test_large_sums_lose_little(sums, copies):
+    """To 2²⁴ float32 cannot add 1: in one of the copies all ones are lost, in the others none."""
+    n = 2**19
+    x = jnp.ones(n).at[0].set(2**24)
+    assert jax.jit(sums, static_argnums=2)(jnp.zeros(n, jnp.int32), x, 1)[0] == 2**24 + n - n // copies
+
+
 def test_on_gpus_additions_go_to_copies_of_the_histogram():
     weights = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
-    for platform, copies in (("cuda", 32), ("rocm", 32), ("cpu", 1)):
+    for platform, copies in (("cuda", 32), ("rocm", 32), ("cpu", 4)):
         exported = jax.export.export(jax.jit(fobt.ternary()), platforms=[platform])(weights, weights)
         # After the region that adds there is the type of the result.
         scattered = re.search(r"stablehlo\.scatter.*?\}\).*? -> (tensor<\w+>)", exported.mlir_module(), re.DOTALL)

@@ -72,7 +72,7 @@ def test_a_regular_expression_matches_the_whole_path():
 
 def test_first_rule_wins_and_default_takes_the_rest():
     quantizer = fobt.per_leaf(
-        ("conv0/.*", fobt.identity()),
+        ("conv0/.*", fobt.full_precision()),
         ("conv.*/kernel", fobt.linear(3)),
         default=fobt.binary(),
     )
@@ -139,7 +139,7 @@ def test_the_default_may_select_nothing():
             [("conv7/.*", fobt.binary())],
             r"selector 'conv7/\.\*' selects none of the leaves .*; paths: \['conv0",
         ),
-        ([("dense/.*", fobt.identity()), ("dense/.*", fobt.binary())], "selects none of the leaves left to it"),
+        ([("dense/.*", fobt.full_precision()), ("dense/.*", fobt.binary())], "selects none of the leaves left to it"),
         ([(lambda path, leaf: False, fobt.binary())], "selects none"),
         ([("steps", fobt.binary())], r"selects 'steps' of dtype int32; only floating leaves can be quantized"),
         ([({"conv0": True}, fobt.binary())], r"the mask \{'conv0': True\} does not match the params"),

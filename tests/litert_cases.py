@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fobt
-from fobt._grid import Grid
+from fobt._src.quantizers.grid import Grid
 
 REASON = "needs the converter: pip install --no-deps litert-converter"
 pytest.importorskip("litert_converter", reason=REASON)

@@ -23,7 +23,7 @@ DIVISORS = np.array([[2, 3, -4, -2], [1, -5, 4, 2]], np.int32)
 
 def check(function: Callable[..., Any], *inputs: np.ndarray) -> None:
     """LiteRT has the values of JAX: shapes, dtypes, infinities and NaN are equal."""
-    model = fobt.to_litert(lambda _, *given: function(*given), {}, *inputs)
+    model = fobt.export.to_litert(lambda _, *given: function(*given), {}, *inputs)
     outputs, expected = run(model, *inputs), jax.tree.leaves(jax.jit(function)(*inputs))
     for got, value in zip(outputs if len(expected) > 1 else [outputs], expected, strict=True):
         assert (got.shape, got.dtype) == (value.shape, value.dtype)
@@ -34,7 +34,7 @@ def check(function: Callable[..., Any], *inputs: np.ndarray) -> None:
 def test_a_convolution_along_one_axis_by_hand():
     quantized = {"kernel": leaf((3, 4, 6), GRIDS["linear 4"], fobt.per_channel())}
     x = normal(2, 9, 4)
-    model = fobt.to_litert(lambda w, x: nn_conv(x, w["kernel"], "VALID"), quantized, x)
+    model = fobt.export.to_litert(lambda w, x: nn_conv(x, w["kernel"], "VALID"), quantized, x)
     kernel = np.asarray(fobt.dequantize(quantized)["kernel"])
     expected = sum(x[:, k : k + 7] @ kernel[k] for k in range(3))
     np.testing.assert_allclose(run(model, x), expected, rtol=1e-5, atol=1e-5)
@@ -45,7 +45,7 @@ def test_a_convolution_along_one_axis_by_hand():
 def test_a_transposed_convolution_by_hand(size: int):
     quantized = {"kernel": leaf((size, 4, 6), GRIDS["linear 4"], fobt.per_channel())}
     x = normal(2, 5, 4)
-    model = fobt.to_litert(lambda w, x: lax.conv_transpose(x, w["kernel"], (2,), "VALID"), quantized, x)
+    model = fobt.export.to_litert(lambda w, x: lax.conv_transpose(x, w["kernel"], (2,), "VALID"), quantized, x)
     kernel = np.asarray(fobt.dequantize(quantized)["kernel"])
     expected = np.zeros((2, 8 + max(size, 2), 6), np.float32)
     for i in range(5):
@@ -111,7 +111,7 @@ def test_convolutions_keep_their_kernels_as_integers(name: str):
     image, kernel, function = CONVOLUTIONS[name]
     quantized = {"kernel": leaf(kernel, GRIDS["linear 4"], fobt.per_channel())}
     x = normal(2, *image)
-    model = fobt.to_litert(lambda w, x: function(x, w["kernel"]), quantized, x)
+    model = fobt.export.to_litert(lambda w, x: function(x, w["kernel"]), quantized, x)
     (weights,) = stored_weights(model)
     dense = np.asarray(fobt.dequantize(quantized)["kernel"])
     np.testing.assert_allclose(sorted(weights.ravel()), sorted(dense.ravel()), rtol=1e-5)
@@ -130,7 +130,7 @@ def test_layers_of_linen(name: str):
     layer, shape = LAYERS[name]
     x = normal(2, *shape)
     quantized = fobt.quantize(layer.init(jax.random.key(0), x), None, fobt.linear(4))
-    model = fobt.to_litert(layer.apply, quantized, x)
+    model = fobt.export.to_litert(layer.apply, quantized, x)
     assert stored_weights(model)
     np.testing.assert_allclose(run(model, x), layer.apply(fobt.dequantize(quantized), x), rtol=1e-5, atol=1e-5)
 
@@ -144,7 +144,7 @@ def test_a_transposed_convolution_of_nnx():
     def function(weights: Any, x: Any) -> jax.Array:
         return nnx.merge(graph, weights)(x)
 
-    model = fobt.to_litert(function, quantized, x)
+    model = fobt.export.to_litert(function, quantized, x)
     np.testing.assert_allclose(run(model, x), function(fobt.dequantize(quantized), x), rtol=1e-5, atol=1e-5)
 
 
@@ -260,4 +260,4 @@ REFUSED: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_converted_is_named(name: str):
     with pytest.raises(ValueError, match=f"function (uses|has).*{name.strip()}"):
-        fobt.to_litert(lambda _, x: REFUSED[name](x), {}, X)
+        fobt.export.to_litert(lambda _, x: REFUSED[name](x), {}, X)

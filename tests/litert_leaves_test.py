@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 import fobt
-from fobt._granularity import Granularity
+from fobt._src.quantizers.granularity import Granularity
 from tests.litert_cases import GRIDS, PER_TENSOR, close, flatbuffer_utils, leaf, normal, run, stored_weights
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -24,7 +24,7 @@ def of(weights: object, split: Granularity = PER_TENSOR) -> fobt.Quantized:
 
 def check(function, quantized, *inputs: np.ndarray, stored: int) -> bytes:
     """LiteRT computes what NumPy-like code computes with the dequantized weights, from that many integer tensors."""
-    model = fobt.to_litert(function, quantized, *inputs)
+    model = fobt.export.to_litert(function, quantized, *inputs)
     expected = function(fobt.dequantize(quantized), *inputs)
     np.testing.assert_allclose(run(model, *inputs), expected, rtol=2e-6, atol=2e-6 * (1 + np.abs(expected).max()))
     assert len(stored_weights(model)) == stored
@@ -43,7 +43,7 @@ def test_leaves_with_any_number_of_axes(grid: str, split: Granularity):
     shapes = [(1,), (5,), (2, 3, 4), (1, 2, 1, 3, 2)]
     leaves = {"a/b c é": leaf((), GRIDS[grid])} | {str(shape): leaf(shape, GRIDS[grid], split) for shape in shapes}
     x = np.float32(2)
-    model = fobt.to_litert(lambda w, x: jax.tree.map(lambda leaf: leaf * x, w), leaves, x)
+    model = fobt.export.to_litert(lambda w, x: jax.tree.map(lambda leaf: leaf * x, w), leaves, x)
     for got, expected in zip(run(model, x), jax.tree.leaves(fobt.dequantize(leaves)), strict=True):
         np.testing.assert_allclose(got, 2 * expected, rtol=1e-6)
     assert len(stored_weights(model)) == 5
@@ -53,7 +53,7 @@ def test_scales_that_are_zero_or_negative_or_huge():
     kernel = normal(8, 4) * np.array([0, 1, 1e30, 1e-30], np.float32)
     quantized = {"kernel": of(kernel, fobt.per_channel())}
     quantized["kernel"] = dataclasses.replace(quantized["kernel"], scale=-quantized["kernel"].scale)
-    model = fobt.to_litert(lambda w, x: x @ w["kernel"], quantized, np.eye(8, dtype=np.float32))
+    model = fobt.export.to_litert(lambda w, x: x @ w["kernel"], quantized, np.eye(8, dtype=np.float32))
     np.testing.assert_allclose(
         run(model, np.eye(8, dtype=np.float32)), quantized["kernel"].dequantize(), rtol=1e-6, atol=0
     )
@@ -104,7 +104,7 @@ def test_an_embedding_is_stored_once_for_both_ends():
 
 def test_equal_leaves_share_their_bytes():
     kernel = leaf((64, 64), LINEAR)
-    model = fobt.to_litert(lambda w, x: jnp.tanh(x @ w[0]) @ w[1], [kernel, kernel], normal(1, 64))
+    model = fobt.export.to_litert(lambda w, x: jnp.tanh(x @ w[0]) @ w[1], [kernel, kernel], normal(1, 64))
     assert len(stored_weights(model)) == 2
     assert len(model) < 64 * 64 / 2 + 2500
 
@@ -125,7 +125,7 @@ LAYOUTS = {
 def test_leaves_in_other_orders_and_shapes(kept: int | None):
     quantized = {"w": leaf((4, 2, 6), LINEAR, PER_TENSOR if kept is None else fobt.per_channel(kept))}
     x = np.float32(3)
-    model = fobt.to_litert(lambda w, x: [x * layout(w["w"]) for layout in LAYOUTS.values()], quantized, x)
+    model = fobt.export.to_litert(lambda w, x: [x * layout(w["w"]) for layout in LAYOUTS.values()], quantized, x)
     weights = np.asarray(fobt.dequantize(quantized)["w"])
     for got, name in zip(run(model, x), LAYOUTS, strict=True):
         np.testing.assert_allclose(got, 3 * LAYOUTS[name](weights), rtol=1e-6, err_msg=name)
@@ -168,7 +168,7 @@ def test_weights_that_a_function_computes_with():
 
 def test_weights_as_output():
     quantized = {"kernel": leaf((4, 3), LINEAR)}
-    model = fobt.to_litert(lambda w: (w["kernel"], w["kernel"].T), quantized)
+    model = fobt.export.to_litert(lambda w: (w["kernel"], w["kernel"].T), quantized)
     weights = fobt.dequantize(quantized)["kernel"]
     for got, expected in zip(run(model), (weights, weights.T), strict=True):
         close(got, expected)

@@ -84,7 +84,7 @@ def programs(draw: st.DrawFn) -> tuple[Any, Callable[..., Any], list[np.ndarray]
 def test_a_generated_function(program: tuple[Any, Callable[..., Any], list[np.ndarray]]):
     quantized, function, inputs = program
     try:
-        model = fobt.to_litert(function, quantized, *inputs)
+        model = fobt.export.to_litert(function, quantized, *inputs)
     except ValueError as error:
         assert str(error).startswith(("function uses ", "function has ", "quantized has the leaf"))  # noqa: PT017
         hypothesis.event("refused")

@@ -12,7 +12,7 @@ from flax import nnx
 import fobt
 from experiments.models import NETWORKS
 from experiments.steps import split_model
-from fobt._grid import Grid
+from fobt._src.quantizers.grid import Grid
 from tests.litert_cases import GRIDS, PER_TENSOR, close, leaf, normal, run, stored_weights
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -31,7 +31,7 @@ def test_a_dense_layer(grid: str, split: str):
         return jax.nn.relu(x @ weights["kernel"] + weights["bias"])
 
     x = normal(3, 10)
-    model = fobt.to_litert(function, quantized, x)
+    model = fobt.export.to_litert(function, quantized, x)
     close(run(model, x), function(fobt.dequantize(quantized), x))
     (stored,) = stored_weights(model)
     np.testing.assert_allclose(stored, quantized["kernel"].dequantize().T, rtol=1e-6)
@@ -49,7 +49,7 @@ def test_a_convolution(grid: str, split, channels: int):
         )
 
     x = normal(2, 8, 8, channels)
-    model = fobt.to_litert(function, quantized, x)
+    model = fobt.export.to_litert(function, quantized, x)
     close(run(model, x), function(fobt.dequantize(quantized), x))
     assert sorted(stored_weights(model)[0].ravel()) == pytest.approx(
         sorted(np.asarray(quantized["kernel"].dequantize()).ravel()), rel=1e-6
@@ -72,7 +72,7 @@ def test_networks_with_folded_normalisation(network: str, grid: str):
     quantizer = fobt.binary() if grid == "binary" else fobt.linear(4)
     folded = fold(model, fobt.quantize(params, None, quantizer), batch_stats)
     x = normal(1, *shape)
-    content = fobt.to_litert(folded, folded.quantized, x)
+    content = fobt.export.to_litert(folded, folded.quantized, x)
     # Sums over thousands of products, layer after layer, each in another order.
     close(run(content, x), folded(fobt.dequantize(folded.quantized), x), tolerance=1e-5)
     leaves = [leaf for leaf in jax.tree.leaves(folded.quantized, is_leaf=_is_quantized) if _is_quantized(leaf)]
@@ -88,7 +88,7 @@ def test_a_file_takes_the_bits_it_promises():
     sizes = {}
     for grid in ("binary", "linear 4", "linear 8"):
         kernel = {"kernel": leaf((256, 512), GRIDS[grid])}
-        sizes[grid] = len(fobt.to_litert(lambda w, x: x @ w["kernel"], kernel, x))
+        sizes[grid] = len(fobt.export.to_litert(lambda w, x: x @ w["kernel"], kernel, x))
     for grid, bits in (("binary", 2), ("linear 4", 4), ("linear 8", 8)):
         assert 0 <= sizes[grid] - bits * 256 * 512 / 8 < 2000
 
@@ -101,7 +101,7 @@ def test_a_free_batch_and_two_inputs():
 
     batch = jax.export.symbolic_shape("batch, 5")
     examples = jax.ShapeDtypeStruct(batch, jnp.float32), jax.ShapeDtypeStruct((batch[0], 4), jnp.float32)
-    model = fobt.to_litert(function, quantized, *examples)
+    model = fobt.export.to_litert(function, quantized, *examples)
     for size in (1, 3):
         x, y = normal(size, 5), normal(size, 4)
         close(run(model, x, y), function(fobt.dequantize(quantized), x, y))
@@ -111,7 +111,7 @@ def test_equal_leaves_are_both_stored():
     kernel = leaf((4, 4), GRIDS["binary"])
     quantized = {"first": kernel, "second": kernel}
     x = normal(2, 4)
-    model = fobt.to_litert(lambda w, x: jax.nn.relu(x @ w["first"]) @ w["second"], quantized, x)
+    model = fobt.export.to_litert(lambda w, x: jax.nn.relu(x @ w["first"]) @ w["second"], quantized, x)
     weights = np.asarray(kernel.dequantize())
     close(run(model, x), np.maximum(x @ weights, 0) @ weights)
     assert stored_weights(model)
@@ -126,7 +126,7 @@ def test_leaves_that_differ_in_shape_only_are_both_stored():
         "square": dataclasses.replace(constant, codes=jnp.ones((4, 4), jnp.int8)),
     }
     x, y = normal(1, 2), normal(1, 4)
-    model = fobt.to_litert(lambda w, x, y: (x @ w["wide"], y @ w["square"]), quantized, x, y)
+    model = fobt.export.to_litert(lambda w, x, y: (x @ w["wide"], y @ w["square"]), quantized, x, y)
     assert sorted(weights.shape for weights in stored_weights(model)) == [(4, 4), (8, 2)]
 
 
@@ -140,10 +140,10 @@ def test_what_litert_cannot_store_is_named():
     }
     for message, kernel in cases.items():
         with pytest.raises(ValueError, match=f"quantized has the leaf 'kernel', which LiteRT cannot store: {message}"):
-            fobt.to_litert(lambda w, x: x @ w["kernel"], {"kernel": kernel}, normal(1, 4))
+            fobt.export.to_litert(lambda w, x: x @ w["kernel"], {"kernel": kernel}, normal(1, 4))
     broken = dataclasses.replace(leaf((4, 4), GRIDS["binary"]), scale=jnp.float32(jnp.nan))
     with pytest.raises(ValueError, match=r"the leaf 'kernel'.* it has a scale that is infinite or no number"):
-        fobt.to_litert(lambda w, x: x @ w["kernel"], {"kernel": broken}, normal(1, 4))
+        fobt.export.to_litert(lambda w, x: x @ w["kernel"], {"kernel": broken}, normal(1, 4))
 
 
 def test_without_the_packages_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
@@ -155,4 +155,4 @@ def test_without_the_packages_the_error_says_what_to_install(monkeypatch: pytest
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, module, None)
             with pytest.raises(ImportError, match=command):
-                fobt.to_litert(lambda w, x: x @ w["kernel"], quantized, normal(1, 4))
+                fobt.export.to_litert(lambda w, x: x @ w["kernel"], quantized, normal(1, 4))

@@ -23,7 +23,7 @@ STEPS = 3
 GRIDS = {
     "binary": fobt.binary,
     "ternary": fobt.ternary,
-    "two scales": functools.partial(fobt.ternary, scales=2),
+    "two scales": functools.partial(fobt.ternary, scale_per_sign=True),
     "linear4": functools.partial(fobt.linear, 4),
     "logarithmic3": functools.partial(fobt.logarithmic, 3),
     "alternating": functools.partial(fobt.linear, 3, solver="alternating"),
@@ -94,7 +94,7 @@ def make_optimizer(method, quantizer, eps):
 def make_step(optimizer, ahead, quantizer, loss_fn):
     def step(params, state):
         if ahead:
-            grads = jax.grad(loss_fn)(fobt.trial_params(params, state, quantizer, optimizer))
+            grads = jax.grad(loss_fn)(fobt.quantized_trial_params(params, state, quantizer, optimizer))
             updates, state = optimizer.update(grads, state, params)
         else:
             _, grads, grad_fn = fobt.value_and_grad(loss_fn, quantizer)(params, state)

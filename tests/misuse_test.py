@@ -29,17 +29,17 @@ DIFFERENT = {
     "bits": (fobt.linear(3), fobt.linear(4), "first"),
     "solver": (fobt.ternary(), fobt.ternary(solver="exact"), "first"),
     "granularity": (fobt.binary(), fobt.binary(granularity=fobt.per_channel()), "first"),
-    "scales": (fobt.ternary(), fobt.ternary(scales=2), "first"),
+    "scales": (fobt.ternary(), fobt.ternary(scale_per_sign=True), "first"),
     "leaves": (fobt.binary(), per_leaf(fobt.binary()), "second"),
     "default": (per_leaf(fobt.binary()), per_leaf(fobt.binary(), default=fobt.linear(3)), "second"),
-    "full precision in the optimizer": (fobt.identity(), fobt.binary(), "first"),
+    "full precision in the optimizer": (fobt.full_precision(), fobt.binary(), "first"),
 }
 SAME = {
     "same": (fobt.binary(), fobt.binary()),
     "equal per_leaf": (per_leaf(fobt.binary()), per_leaf(fobt.binary())),
     "per_leaf that chooses what the default would": (per_leaf(fobt.binary(), default=fobt.binary()), fobt.binary()),
     "two bits are ternary": (fobt.ternary(), fobt.linear(2)),
-    "weights as they are": (fobt.binary(), fobt.identity()),
+    "weights as they are": (fobt.binary(), fobt.full_precision()),
 }
 
 
@@ -61,18 +61,20 @@ def two_stage(quantizer):
 
 
 def tracked(quantizer):
-    return fobt.track_oscillations(optax.adam(STEP), quantizer)
+    return fobt.oscillations.track_oscillations(optax.adam(STEP), quantizer)
 
 
 def frozen(quantizer):
-    return fobt.freeze_oscillations(optax.adam(STEP), quantizer, 0.1)
+    return fobt.oscillations.freeze_oscillations(optax.adam(STEP), quantizer, 0.1)
 
 
 WRAPPED = {
     "forward_backtrack": two_stage,
     "in a chain": lambda quantizer: optax.chain(optax.clip(1.0), two_stage(quantizer)),
     "apply_if_finite": lambda quantizer: optax.apply_if_finite(two_stage(quantizer), 2),
-    "tracked outside": lambda quantizer: fobt.track_oscillations(two_stage(quantizer), lambda params: NO_CODES),
+    "tracked outside": lambda quantizer: fobt.oscillations.track_oscillations(
+        two_stage(quantizer), lambda params: NO_CODES
+    ),
     "tracked": tracked,
     "frozen": frozen,
 }
@@ -111,28 +113,30 @@ def test_trial_params_of_another_quantizer(optimistic):
     tx = fobt.optimistic(tx) if optimistic else tx
     state = tx.init(PARAMS)
     with pytest.raises(ValueError, match=r"at leaf 'first' .*trial_params has .*bits=2.*the optimizer .*bits=1"):
-        fobt.trial_params(PARAMS, state, fobt.ternary(), tx)
-    for quantizer in (fobt.binary(), fobt.identity()):
-        fobt.trial_params(PARAMS, state, quantizer, tx)
+        fobt.quantized_trial_params(PARAMS, state, fobt.ternary(), tx)
+    for quantizer in (fobt.binary(), fobt.full_precision()):
+        fobt.quantized_trial_params(PARAMS, state, quantizer, tx)
 
 
 # --- The optimistic form with two gradients -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("wrap", [lambda tx: tx, lambda tx: fobt.track_oscillations(tx, fobt.binary())])
+@pytest.mark.parametrize("wrap", [lambda tx: tx, lambda tx: fobt.oscillations.track_oscillations(tx, fobt.binary())])
 def test_optimistic_with_gradients_of_the_current_point(wrap, jit):
     tx = wrap(fobt.optimistic(two_stage(fobt.binary())))
-    with pytest.raises(ValueError, match=r"grads must be taken at fobt.trial_params\(.* without grad_fn"):
+    with pytest.raises(ValueError, match=r"grads must be taken at fobt.quantized_trial_params\(.* without grad_fn"):
         train_step(tx, fobt.binary(), jit)
 
 
 def test_optimistic_ignores_other_gradient_functions():
     """Those of a plain step, of one's own, and of weights that the trial point has given."""
-    tx = fobt.track_oscillations(fobt.optimistic(two_stage(fobt.binary())), fobt.binary(), full_precision_gradient=True)
+    tx = fobt.oscillations.track_oscillations(
+        fobt.optimistic(two_stage(fobt.binary())), fobt.binary(), full_precision_gradient=True
+    )
     state = tx.init(PARAMS)
     trial = fobt.quantized_params(PARAMS, state.inner, fobt.binary())
-    _, grads, grad_fn = fobt.value_and_grad(loss_fn, fobt.identity())(trial, None)
+    _, grads, grad_fn = fobt.value_and_grad(loss_fn, fobt.full_precision())(trial, None)
     got = tx.update(grads, state, PARAMS, grad_fn=grad_fn)
     expected = tx.update(grads, state, PARAMS, grad_fn=jax.grad(loss_fn))
     jax.tree.map(np.testing.assert_array_equal, got, expected)
@@ -196,9 +200,11 @@ def test_messages_never_hold_a_whole_tree():
     with pytest.raises(ValueError, match=r"quantizer must be made by .*got a tuple"):
         fobt.quantized_params(PARAMS, fobt.binary(), state)
     with pytest.raises(ValueError, match="got dict"):
-        fobt.track_oscillations(two_stage(fobt.binary()), fobt.binary(), full_precision_gradient=True).update(
+        fobt.oscillations.track_oscillations(
+            two_stage(fobt.binary()), fobt.binary(), full_precision_gradient=True
+        ).update(
             PARAMS,
-            fobt.track_oscillations(two_stage(fobt.binary()), fobt.binary()).init(PARAMS),
+            fobt.oscillations.track_oscillations(two_stage(fobt.binary()), fobt.binary()).init(PARAMS),
             PARAMS,
             grad_fn=PARAMS,
         )

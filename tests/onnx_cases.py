@@ -47,6 +47,6 @@ def assert_same(results: list[np.ndarray], expected: Any, tolerance: float = 1e-
 def assert_exported(function: Callable[..., Any], quantized: Any, *inputs: Any, tolerance: float = 1e-5, **options):
     """The model of the function gives what the function gives."""
     expected = function(fobt.dequantize(quantized), *map(jnp.asarray, inputs))
-    model = fobt.to_onnx(function, quantized, *inputs, **options)
+    model = fobt.export.to_onnx(function, quantized, *inputs, **options)
     assert_same(run(model, *inputs), expected, tolerance)
     return model

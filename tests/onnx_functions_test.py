@@ -48,7 +48,7 @@ def test_activations_of_half_precision():
     def function(weights, x):
         return {name: getattr(jax.nn, name)(x) for name in ACTIVATIONS if hasattr(jax.nn, name)}
 
-    model = fobt.to_onnx(function, {}, x.astype(np.float16))
+    model = fobt.export.to_onnx(function, {}, x.astype(np.float16))
     expected = jax.tree.map(lambda y: y.astype(jnp.float16), function({}, x))
     assert_same(run(model, x.astype(np.float16)), expected, 5e-3)
 

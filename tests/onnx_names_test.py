@@ -11,7 +11,7 @@ import fobt
 GRIDS = {
     "binary": fobt.binary(),
     "ternary": fobt.ternary(),
-    "ternary, two scales": fobt.ternary(scales=2),
+    "ternary, two scales": fobt.ternary(scale_per_sign=True),
     "linear(4)": fobt.linear(4),
     "linear(4) per row": fobt.linear(4, granularity=fobt.per_channel(0)),
     "linear(4) in blocks": fobt.linear(4, granularity=fobt.per_block(3)),
@@ -42,7 +42,7 @@ def test_a_tied_embedding_is_stored_once(grid: str):
         hidden = jnp.tanh(jnp.take(weights["embedding"], ids, axis=0))
         return hidden @ weights["embedding"].T
 
-    model = fobt.to_onnx(function, quantized, ids)
+    model = fobt.export.to_onnx(function, quantized, ids)
     table = np.asarray(quantized["embedding"].dequantize())
     np.testing.assert_allclose(run(model, ids)[0], np.tanh(table[ids]) @ table.T, rtol=1e-5, atol=1e-5)
     (tensor,) = stored_codes(model)
@@ -54,7 +54,7 @@ def test_an_autoencoder_with_tied_weights(grid: str):
     for rows, columns in ((8, 8), (7, 10)):
         quantized = {"w": GRIDS[grid](normal(rows, columns))}
         x, w = normal(2, rows, seed=1), np.asarray(quantized["w"].dequantize())
-        model = fobt.to_onnx(lambda weights, x: jnp.tanh(x @ weights["w"]) @ weights["w"].T, quantized, x)
+        model = fobt.export.to_onnx(lambda weights, x: jnp.tanh(x @ weights["w"]) @ weights["w"].T, quantized, x)
         np.testing.assert_allclose(run(model, x)[0], np.tanh(x @ w) @ w.T, rtol=1e-5, atol=1e-5)
         assert len(stored_codes(model)) == 1
 
@@ -88,7 +88,7 @@ def test_leaves_may_have_any_name(quantizer):
     for name in NAMES:
         quantized = {name: quantizer(normal(8, 4))}
         right = np.tanh(x @ np.asarray(quantized[name].dequantize()))
-        model = fobt.to_onnx(lambda p, x, name=name: (jnp.tanh(x @ p[name]), x), quantized, x)
+        model = fobt.export.to_onnx(lambda p, x, name=name: (jnp.tanh(x @ p[name]), x), quantized, x)
         np.testing.assert_allclose(run(model, x)[0], right, rtol=1e-5, atol=1e-6)
 
 
@@ -115,13 +115,16 @@ def test_keys_with_slashes_are_told_from_paths(quantizer):
 
 def test_a_leaf_that_is_not_used_is_not_stored():
     quantized = {"w": fobt.binary()(normal(8, 4)), "aux": fobt.binary()(normal(4, 5)), "b": normal(1, 3)}
-    model = assert_exported(lambda p, x: x @ p["w"], quantized, normal(3, 8, seed=1))
+    with pytest.warns(
+        UserWarning, match=r"function does not use the leaves \['aux'\], which are left out of the model"
+    ):
+        model = assert_exported(lambda p, x: x @ p["w"], quantized, normal(3, 8, seed=1))
     assert [tensor.name for tensor in stored_codes(model)] == ["w"]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (8, 1), (0, 3), (3, 0), ()])
 def test_leaves_of_any_shape(shape: tuple[int, ...]):
-    for quantizer in (fobt.linear(4), fobt.binary(), fobt.ternary(scales=2)):
+    for quantizer in (fobt.linear(4), fobt.binary(), fobt.ternary(scale_per_sign=True)):
         assert_exported(lambda w, x: (w * x, w, w + w), quantizer(normal(*shape)), np.float32(2))
     for weights in (np.zeros(shape, np.float32), np.full(shape, 0.5, np.float32)):
         assert_exported(lambda w, x: w * x, fobt.binary()(weights), np.float32(2))

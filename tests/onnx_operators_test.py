@@ -148,7 +148,7 @@ def test_operators(dtype: str):
         exported, refused = {}, {}
         for name, function in functions.items():
             try:
-                fobt.to_onnx(lambda w, *inputs, f=function: f(*inputs), {}, *inputs)
+                fobt.export.to_onnx(lambda w, *inputs, f=function: f(*inputs), {}, *inputs)
                 exported[name] = function
             except ValueError as error:
                 refused[name] = str(error)
@@ -156,7 +156,7 @@ def test_operators(dtype: str):
         def all_of(*inputs: jax.Array) -> dict[str, Any]:
             return {name: function(*inputs) for name, function in exported.items()}
 
-        results = run(fobt.to_onnx(lambda w, *inputs: all_of(*inputs), {}, *inputs), *inputs)
+        results = run(fobt.export.to_onnx(lambda w, *inputs: all_of(*inputs), {}, *inputs), *inputs)
         # One at a time, so that nothing is kept wider from one to the next.
         assert_same(results, jax.jit(all_of)(*inputs), TOLERANCE.get(dtype, 1e-5))
     assert set(refused) == REFUSED.get(dtype, REFUSED["int"] if "int" in dtype else set())
@@ -175,7 +175,7 @@ def test_integers_that_would_end_the_process():
 def test_casts_beyond_the_range_of_integers():
     x = np.array([np.inf, -np.inf, 2.0**31, -(2.0**31), 2.0**31 - 129, 1e20, -0.7, 255.9, 256, -3], np.float32)
     for dtype in ("int8", "uint8", "int16", "uint16", "int32", "uint32"):
-        (result,) = run(fobt.to_onnx(lambda w, x, dtype=dtype: x.astype(dtype), {}, x), x)
+        (result,) = run(fobt.export.to_onnx(lambda w, x, dtype=dtype: x.astype(dtype), {}, x), x)
         limits = np.iinfo(dtype)
         right = np.clip(np.trunc(x.astype(np.float64)), limits.min, limits.max)
         np.testing.assert_array_equal(result.astype(np.float64), right)
@@ -195,14 +195,14 @@ def test_zeros_infinities_and_nan():
             jax.nn.softmax(jnp.stack([x[2:-1], 0 * x[2:-1]]), 0),
         )
 
-    results = run(fobt.to_onnx(function, {}, x), x)
+    results = run(fobt.export.to_onnx(function, {}, x), x)
     for result, right in zip(results, jax.tree.leaves(function({}, x)), strict=True):
         np.testing.assert_allclose(result, right, rtol=2e-6, atol=2e-7)
 
 
 def test_log1p_and_expm1_keep_small_numbers():
     x = np.concatenate([10.0 ** np.arange(-30, 2), -(10.0 ** np.arange(-30, 0))]).astype(np.float32)
-    results = run(fobt.to_onnx(lambda w, x: (jnp.log1p(x), jnp.expm1(x)), {}, x), x)
+    results = run(fobt.export.to_onnx(lambda w, x: (jnp.log1p(x), jnp.expm1(x)), {}, x), x)
     wide = x.astype(np.float64)
     np.testing.assert_allclose(results[0], np.log1p(wide), rtol=1e-6)
     np.testing.assert_allclose(results[1], np.expm1(wide), rtol=1e-6)
@@ -228,7 +228,7 @@ def test_symbolic_sizes():
         scores = jnp.where(mask, x @ x.T, -1e9)
         return jax.nn.softmax(scores + positions.T) @ x, jnp.sort(x, 0), x[::-1], jnp.cumsum(x, 0), x - x.mean(0)[None]
 
-    model = fobt.to_onnx(function, {}, free_batch(4))
+    model = fobt.export.to_onnx(function, {}, free_batch(4))
     for size in (1, 5):
         x = normal(size, 4)
         assert_same(run(model, x), function({}, x))

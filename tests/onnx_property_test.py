@@ -13,10 +13,20 @@ from onnx_cases import assert_same, run
 
 import fobt
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
+pytestmark = [
+    pytest.mark.usefixtures("compile_fast"),
+    pytest.mark.filterwarnings("ignore:function does not use the leaves"),
+]
 
 QUANTIZERS = [
-    *(fobt.binary(), fobt.ternary(), fobt.ternary(scales=2), fobt.linear(3), fobt.linear(4), fobt.logarithmic(3)),
+    *(
+        fobt.binary(),
+        fobt.ternary(),
+        fobt.ternary(scale_per_sign=True),
+        fobt.linear(3),
+        fobt.linear(4),
+        fobt.logarithmic(3),
+    ),
     *(fobt.linear(4, granularity=fobt.per_channel()), fobt.binary(granularity=fobt.per_block(2, axis=-1))),
 ]
 NAMES = ["w", "input", "output", "v1", "v2", "a/b", "bias", "", "shape"]
@@ -145,7 +155,7 @@ def test_programs(leaves: dict[str, Any], inputs: list[Any], program: list[tuple
     expected = jax.jit(function)(fobt.dequantize(quantized), *arrays)
     hypothesis.assume(all(leaf.size < 10_000 for leaf in expected))
     try:
-        model = fobt.to_onnx(function, quantized, *arrays)
+        model = fobt.export.to_onnx(function, quantized, *arrays)
     except ValueError as error:
         assert "function has the primitive" in str(error)  # noqa: PT017 - either outcome is right
     else:

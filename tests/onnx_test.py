@@ -13,8 +13,8 @@ from onnx_cases import free_batch, normal, run
 import fobt
 from experiments.models import NETWORKS
 from experiments.steps import split_model
-from fobt._granularity import Granularity, PerBlock, PerChannel
-from fobt._grid import Grid
+from fobt._src.quantizers.granularity import Granularity, PerBlock, PerChannel
+from fobt._src.quantizers.grid import Grid
 
 GRIDS = {
     "binary": (Grid("binary", 1), 1),
@@ -59,7 +59,7 @@ def matrix(
 
 def weights_of(quantized: fobt.Quantized, **options) -> tuple[onnx.ModelProto, np.ndarray]:
     """A model that gives the weights back, whatever its input is."""
-    model = fobt.to_onnx(
+    model = fobt.export.to_onnx(
         lambda weights, x: weights + 0 * x, quantized, jax.ShapeDtypeStruct((1, 1), jnp.float32), **options
     )
     return model, run(model, np.zeros((1, 1), np.float32))[0]
@@ -128,14 +128,14 @@ def test_other_codes_are_one_stream_of_bits(grid: str):
 def test_weights_of_other_dtypes_and_axes():
     quantized = fobt.binary(granularity=fobt.per_channel())(jnp.asarray(normal(3, 4), jnp.float16))
     half = jax.ShapeDtypeStruct((1, 1), jnp.float16)
-    model = fobt.to_onnx(lambda weights, x: weights + 0 * x, quantized, half)
+    model = fobt.export.to_onnx(lambda weights, x: weights + 0 * x, quantized, half)
     (weights,) = run(model, np.zeros((1, 1), np.float16))
     assert weights.dtype == np.float16
     np.testing.assert_array_equal(weights, quantized.dequantize())
     # Axes in another order are stored in that order, blocks included.
     for split in GRANULARITIES.values():
         quantized = matrix(6, 8, Grid("linear", 4), split)
-        model = fobt.to_onnx(lambda weights, x: x @ weights.T, quantized, free_batch(8))
+        model = fobt.export.to_onnx(lambda weights, x: x @ weights.T, quantized, free_batch(8))
         assert [node.op_type for node in model.graph.node][-1] == "MatMul"
         assert "Transpose" not in {node.op_type for node in model.graph.node}
         x = normal(3, 8, seed=1)
@@ -148,7 +148,7 @@ def test_matrices_with_rows_that_do_not_fill_bytes(bits: int, outputs: int):
     """The fused 2-bit kernel of onnxruntime 1.32 gives wrong products unless 4 divides the number of outputs."""
     for split in (fobt.per_tensor(), fobt.per_channel(), fobt.per_block(16), fobt.per_block(32)):
         quantized = matrix(48, outputs, Grid("linear", bits), split)
-        model = fobt.to_onnx(lambda weights, x: x @ weights, quantized, free_batch(48))
+        model = fobt.export.to_onnx(lambda weights, x: x @ weights, quantized, free_batch(48))
         x = normal(5, 48, seed=1)
         (product,) = run(model, x, qdq_matmulnbits_accuracy_level="1")
         np.testing.assert_allclose(product, x @ by_hand(quantized), rtol=1e-4, atol=1e-4)
@@ -158,7 +158,7 @@ def test_the_session_option_keeps_activations_in_float32():
     x = normal(8, 256, seed=1)
     for bits in (2, 4, 8):
         quantized = matrix(256, 64, Grid("linear", bits))
-        model = fobt.to_onnx(lambda weights, x: x @ weights, quantized, free_batch(256))
+        model = fobt.export.to_onnx(lambda weights, x: x @ weights, quantized, free_batch(256))
         expected = x @ by_hand(quantized)
         size = np.std(expected)
         assert np.abs(run(model, x, disable_quant_qdq="1")[0] - expected).max() < 1e-5 * size
@@ -204,7 +204,7 @@ def test_functions_give_what_they_give_in_jax(name: str):
     x = normal(4, 6, seed=1)
     expected = jax.tree.leaves(function(fobt.dequantize(quantized), x))
     for example in (free_batch(6), x):
-        results = run(fobt.to_onnx(function, quantized, example), x)
+        results = run(fobt.export.to_onnx(function, quantized, example), x)
         assert [result.dtype for result in results] == [leaf.dtype for leaf in expected]
         for result, leaf in zip(results, expected, strict=True):
             np.testing.assert_allclose(result, leaf, rtol=1e-5, atol=1e-5)
@@ -224,7 +224,7 @@ def test_convolutions(name: str):
     layer = nnx.Conv(4, 6, (3, 2), rngs=nnx.Rngs(0), **options)
     graph, params = nnx.split(layer)
     quantized = jax.jit(fobt.quantize, static_argnums=2)(nnx.as_pure(params), None, fobt.linear(4))
-    model = fobt.to_onnx(lambda weights, x: nnx.merge(graph, weights)(x), quantized, free_batch(9, 7, 4))
+    model = fobt.export.to_onnx(lambda weights, x: nnx.merge(graph, weights)(x), quantized, free_batch(9, 7, 4))
     x = normal(3, 9, 7, 4)
     expected = nnx.merge(graph, fobt.dequantize(quantized))(x)
     np.testing.assert_allclose(run(model, x)[0], expected, rtol=1e-4, atol=1e-5)
@@ -237,7 +237,7 @@ def test_convolutions(name: str):
 @pytest.mark.parametrize("pool", [nnx.max_pool, nnx.avg_pool])
 @pytest.mark.parametrize("options", [{}, {"strides": (2, 3)}, {"strides": (2, 2), "padding": ((1, 1), (1, 0))}])
 def test_pooling(pool, options: dict):
-    model = fobt.to_onnx(lambda weights, x: pool(x, (3, 2), **options), {}, free_batch(8, 7, 3))
+    model = fobt.export.to_onnx(lambda weights, x: pool(x, (3, 2), **options), {}, free_batch(8, 7, 3))
     x = normal(2, 8, 7, 3)
     np.testing.assert_allclose(run(model, x)[0], pool(jnp.asarray(x), (3, 2), **options), rtol=1e-5, atol=1e-6)
     assert {"MaxPool", "AveragePool"} & {node.op_type for node in model.graph.node}
@@ -264,7 +264,7 @@ def test_networks(name: str, shape: tuple[int, int, int], width: float, grid: st
 
     quantized = jax.tree.map(lambda leaf: quantize(leaf) if leaf.ndim >= 2 else leaf, params)
     function = jax.jit(lambda weights, x: nnx.merge(graph, weights, batch_stats)(x, training=False))
-    model = fobt.to_onnx(function, quantized, free_batch(*shape))
+    model = fobt.export.to_onnx(function, quantized, free_batch(*shape))
     x = normal(3, *shape)
     expected = np.asarray(function(fobt.dequantize(quantized), x))
     scale = np.abs(expected).max()
@@ -274,16 +274,16 @@ def test_networks(name: str, shape: tuple[int, int, int], width: float, grid: st
 
 def test_a_free_dimension_that_is_no_dimension_of_an_input_is_named():
     with pytest.raises(ValueError, match=r"a dimension of size 2\*batch, which is no dimension of an input"):
-        fobt.to_onnx(lambda w, x: jnp.broadcast_to(x.reshape(1, -1), (2, 2 * x.shape[0])), {}, free_batch(2))
+        fobt.export.to_onnx(lambda w, x: jnp.broadcast_to(x.reshape(1, -1), (2, 2 * x.shape[0])), {}, free_batch(2))
 
 
 def test_an_unknown_primitive_is_named():
     with pytest.raises(ValueError, match=r"function has the primitive cumprod, which to_onnx cannot convert; it knows"):
-        fobt.to_onnx(lambda weights, x: jnp.cumprod(x), {}, jax.ShapeDtypeStruct((3,), jnp.float32))
+        fobt.export.to_onnx(lambda weights, x: jnp.cumprod(x), {}, jax.ShapeDtypeStruct((3,), jnp.float32))
     with pytest.raises(ValueError, match="function has the primitive scan, which"):
-        fobt.to_onnx(lambda w, x: jax.lax.scan(lambda c, y: (c + y, c), 0 * x[0], x), {}, normal(3, 5))
+        fobt.export.to_onnx(lambda w, x: jax.lax.scan(lambda c, y: (c + y, c), 0 * x[0], x), {}, normal(3, 5))
     with pytest.raises(ValueError, match="function must return an array or a tree of arrays, got no array"):
-        fobt.to_onnx(lambda weights, x: {}, {}, free_batch(5))
+        fobt.export.to_onnx(lambda weights, x: {}, {}, free_batch(5))
 
 
 def test_calls_inside_the_function():
@@ -295,9 +295,9 @@ def test_calls_inside_the_function():
     x = normal(4, 6)
     function = jax.named_call(lambda w, x: jax.checkpoint(lambda y: double(jax.nn.relu(y)) @ w)(x), name="layer")
     quantized = matrix(6, 4, Grid("linear", 4))
-    for weights in (quantized, fobt.pack(quantized)):
+    for weights in (quantized, fobt.packed.pack(quantized)):
         np.testing.assert_allclose(
-            run(fobt.to_onnx(function, weights, x), x)[0],
+            run(fobt.export.to_onnx(function, weights, x), x)[0],
             2 * np.maximum(x, 0) @ by_hand(quantized),
             rtol=1e-5,
             atol=1e-5,
@@ -306,7 +306,7 @@ def test_calls_inside_the_function():
 
 def test_inputs_may_be_trees():
     x = {"a": normal(4, 6), "b": (normal(4, 6), np.arange(4, dtype=np.int32))}
-    model = fobt.to_onnx(lambda w, x, y: x["a"] - x["b"][0][x["b"][1]] + y, {}, x, np.float32(3))
+    model = fobt.export.to_onnx(lambda w, x, y: x["a"] - x["b"][0][x["b"][1]] + y, {}, x, np.float32(3))
     assert [put.name for put in model.graph.input] == ["input_0", "input_1", "input_2", "input_3"]
     np.testing.assert_allclose(run(model, *jax.tree.leaves(x), np.float32(3))[0], x["a"] - x["b"][0] + 3, rtol=1e-6)
 
@@ -315,10 +315,12 @@ def test_inputs_may_be_trees():
 def test_float64_weights_are_refused():
     quantized = {"kernel": fobt.binary()(jnp.ones((2, 2), jnp.float64))}
     with pytest.raises(ValueError, match=r"float64 weights, which the runtime cannot dequantize, got 'kernel'"):
-        fobt.to_onnx(lambda weights, x: x @ weights["kernel"], quantized, jax.ShapeDtypeStruct((1, 2), jnp.float64))
+        fobt.export.to_onnx(
+            lambda weights, x: x @ weights["kernel"], quantized, jax.ShapeDtypeStruct((1, 2), jnp.float64)
+        )
 
 
 def test_without_onnx_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match=r"to_onnx needs the package onnx: pip install 'fobt\[export\]'"):
-        fobt.to_onnx(lambda weights, x: x, {}, free_batch(2))
+        fobt.export.to_onnx(lambda weights, x: x, {}, free_batch(2))

@@ -107,7 +107,7 @@ def test_pooling():
     x = normal(2, 6, 5, 4)
     assert_exported(function, {}, x)
     batched = {name: pool for name, pool in POOLING.items() if "over" not in name}
-    model = fobt.to_onnx(lambda w, x: {name: pool(x) for name, pool in batched.items()}, {}, free_batch(6, 5, 4))
+    model = fobt.export.to_onnx(lambda w, x: {name: pool(x) for name, pool in batched.items()}, {}, free_batch(6, 5, 4))
     assert_same(run(model, x), {name: pool(jnp.asarray(x)) for name, pool in batched.items()})
 
 
@@ -129,4 +129,4 @@ REFUSED = {
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_has_no_counterpart_is_named(reason: str):
     with pytest.raises(ValueError, match=f"function has the primitive .* {reason}.*, which to_onnx cannot convert"):
-        fobt.to_onnx(lambda w, x: REFUSED[reason](x), {}, np.zeros((2, 2, 4), np.float32))
+        fobt.export.to_onnx(lambda w, x: REFUSED[reason](x), {}, np.zeros((2, 2, 4), np.float32))

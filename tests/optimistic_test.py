@@ -20,7 +20,7 @@ GRAD = jax.grad(loss_fn)
 def make_step(tx, quantizer):
     @jax.jit
     def step(params, state, x, y):
-        trial = fobt.trial_params(params, state, quantizer, tx)
+        trial = fobt.quantized_trial_params(params, state, quantizer, tx)
         updates, state = tx.update(GRAD(trial, x, y), state, params)
         return optax.apply_updates(params, updates), state, trial
 
@@ -35,7 +35,7 @@ def test_follows_the_reference(name, weight_bounds):
 
     To 1e-5, because ε guards √v in the trial projection here, and the bias-corrected √v̂ there.
     """
-    quantizer, projection = PROJECTIONS.get(name, (fobt.identity(), None))
+    quantizer, projection = PROJECTIONS.get(name, (fobt.full_precision(), None))
     projections = {} if projection is None else {"W": projection, "V": projection}
     a = 0.6
     adam = (LEARNING_RATE, a, projections, B1, B2, EPS, weight_bounds)
@@ -107,13 +107,15 @@ EXACT_CURVATURE = fobt.Preconditioner(
 def test_contraction_on_a_quadratic(a, x):
     """On ½ w² the pair (w, last trial gradient) is multiplied by a matrix of known trace and determinant."""
     with jax.enable_x64(True):
-        tx = fobt.optimistic(fobt.forward_backtrack(x, fobt.identity(), a=a, preconditioner=EXACT_CURVATURE))
+        tx = fobt.optimistic(fobt.forward_backtrack(x, fobt.full_precision(), a=a, preconditioner=EXACT_CURVATURE))
         params = jnp.ones(1)
         state = tx.init(params)
         pairs = []
         for _ in range(4):
             pairs.append((params.item(), state.trial_grads.item()))
-            updates, state = tx.update(fobt.trial_params(params, state, fobt.identity(), tx), state, params)
+            updates, state = tx.update(
+                fobt.quantized_trial_params(params, state, fobt.full_precision(), tx), state, params
+            )
             params = optax.apply_updates(params, updates)
         before, after = np.array(pairs[:2]).T, np.array(pairs[1:3]).T
         matrix = after @ np.linalg.inv(before)
@@ -130,7 +132,7 @@ def test_momentum_carries_to_the_points_of_nesterovs_accelerated_gradient():
         params = expected = jax.tree.map(jnp.asarray, initial_params(0))
         state, expected_state = tx.init(params), nesterov.init(expected)
         for t in range(10):
-            trial = fobt.trial_params(params, state, fobt.identity(), tx)
+            trial = fobt.quantized_trial_params(params, state, fobt.full_precision(), tx)
             chex.assert_trees_all_close(trial, expected, rtol=1e-12)
             grads = GRAD(trial, *minibatch(0, t))
             updates, state = tx.update(grads, state, params)
@@ -157,7 +159,7 @@ def test_nesterov_with_adam_follows_its_formula():
                 curvature = EPS + np.sqrt(B2 * expected["nu"][leaf] / (1 - B2 ** (t + 1)))
                 moved[leaf] = w - LEARNING_RATE * B1 * expected["mu"][leaf] / (1 - B1 ** (t + 1)) / curvature
             chex.assert_trees_all_close(
-                fobt.trial_params(jax_params, state, PROJECTIONS["linear3"][0], tx),
+                fobt.quantized_trial_params(jax_params, state, PROJECTIONS["linear3"][0], tx),
                 reference.quantized(moved, expected, projections),
                 rtol=1e-9,
             )
@@ -174,7 +176,9 @@ def test_without_momentum_or_a_last_gradient_the_trial_point_is_the_current_one(
     if not optimistic:
         _, state = tx.update(GRAD(params, *minibatch(0, 0)), state, params)
     chex.assert_trees_all_close(
-        fobt.trial_params(params, state, quantizer, tx), fobt.quantized_params(params, state, quantizer), rtol=1e-6
+        fobt.quantized_trial_params(params, state, quantizer, tx),
+        fobt.quantized_params(params, state, quantizer),
+        rtol=1e-6,
     )
 
 
@@ -220,18 +224,19 @@ def test_a_schedule_is_read_at_the_step_that_is_foreseen():
     updates, state = tx.update(GRAD(params, *minibatch(0, 0)), tx.init(params), params)
     params = optax.apply_updates(params, updates)
     chex.assert_trees_all_equal(
-        fobt.trial_params(params, state, fobt.identity(), tx), fobt.quantized_params(params, state, fobt.identity())
+        fobt.quantized_trial_params(params, state, fobt.full_precision(), tx),
+        fobt.quantized_params(params, state, fobt.full_precision()),
     )
 
 
 def test_a_parameter_may_be_called_trial_grads():
     tx = optax.adam(LEARNING_RATE)
     params = {"trial_grads": jnp.ones((2, 2))}
-    chex.assert_trees_all_equal(fobt.trial_params(params, tx.init(params), fobt.binary(), tx), params)
+    chex.assert_trees_all_equal(fobt.quantized_trial_params(params, tx.init(params), fobt.binary(), tx), params)
 
 
 def test_a_state_without_second_moment_is_an_error():
     tx = optax.sgd(0.1)
     params = {"kernel": jnp.ones((2, 2))}
     with pytest.raises(ValueError, match="second moment `nu` that fits the quantized leaf 'kernel'"):
-        fobt.trial_params(params, tx.init(params), fobt.binary(), tx)
+        fobt.quantized_trial_params(params, tx.init(params), fobt.binary(), tx)

@@ -13,10 +13,10 @@ import pytest
 from forward_backtrack_test import toy_loss, toy_preconditioner
 
 import fobt
-from fobt._followed import strides
+from fobt._src.oscillations.followed import strides
 
 MOMENTUM = 0.1
-metrics = jax.jit(fobt.oscillation_metrics)
+metrics = jax.jit(fobt.oscillations.oscillation_metrics)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def given_codes(params):
 
 def followed(codes, latents, dtype="float32"):
     """State after updates that see these codes and latents, with time as the first axis."""
-    tx = fobt.track_oscillations(optax.sgd(0.0), given_codes, momentum=MOMENTUM)
+    tx = fobt.oscillations.track_oscillations(optax.sgd(0.0), given_codes, decay=1 - MOMENTUM)
     sequence = [
         {"latents": jnp.asarray(w, dtype), "codes": jnp.asarray(c, "float32")}
         for c, w in zip(codes, latents, strict=True)
@@ -118,8 +118,8 @@ def test_the_toy_problem(w, c, two_stage, amplitude_of_w):
     """Loss-aware quantization alternates, w ← -w, in every step; the method, w ← 0.6 w, never changes a code."""
     bare = fobt.forward_backtrack(1.0, fobt.binary(), a=0.6, preconditioner=toy_preconditioner(c))
     # The state of the toy's optimizer has no second moment.
-    tx = fobt.track_oscillations(
-        bare, lambda params: fobt.quantize(params, None, fobt.binary()).codes, momentum=MOMENTUM
+    tx = fobt.oscillations.track_oscillations(
+        bare, lambda params: fobt.quantize(params, None, fobt.binary()).codes, decay=1 - MOMENTUM
     )
     params, flips, steps = jnp.full((1, 1), w), [], 20
     state = tx.init(params)
@@ -186,14 +186,16 @@ ROWS = {
     "forward_backtrack": Row(fobt.forward_backtrack(STEP, TERNARY), TERNARY, TERNARY),
     "period": Row(fobt.forward_backtrack(STEP, QUANTIZER, every=2), QUANTIZER, QUANTIZER),
     "traced": Row(METHOD, QUANTIZER, QUANTIZER, two_stage=True),
-    "straight through": Row(optax.adam(STEP), signs, fobt.identity(), straight_through_loss),
+    "straight through": Row(optax.adam(STEP), signs, fobt.full_precision(), straight_through_loss),
 }
 
 
 def make_step(row, *, tracked, **options):
     """The transformation and its jitted step, which gives params, state, updates, weights and gradients."""
     bare, codes, forward, loss, two_stage = ROWS[row]
-    tx = fobt.track_oscillations(bare, codes, **options) if tracked else optax.with_extra_args_support(bare)
+    tx = (
+        fobt.oscillations.track_oscillations(bare, codes, **options) if tracked else optax.with_extra_args_support(bare)
+    )
 
     @jax.jit
     def step(params, state, batch, kwargs):
@@ -275,7 +277,7 @@ def test_the_trial_gradient_on_a_quadratic(every, two_stage, known, jit):
     """First binary step on ½ Σ L (w - c)² with C = |g|: w* = w - η sign(g), ŵ* = sign(w*) Σ |g w*| / Σ |g|."""
     eta, w = 0.5, np.array([[0.3, -0.4, 0.8]])
     slopes, c = np.array([[1.0, 3.0, 0.5]]), np.array([[-1.0, 0.5, 2.0]])
-    tx = fobt.track_oscillations(fobt.forward_backtrack(eta, QUANTIZER, every=every), QUANTIZER)
+    tx = fobt.oscillations.track_oscillations(fobt.forward_backtrack(eta, QUANTIZER, every=every), QUANTIZER)
     w_hat = np.sign(w) * np.mean(np.abs(w))
     g = slopes * (w_hat - c)
     trial = w - eta * np.sign(g)
@@ -298,18 +300,28 @@ def test_the_trial_gradient_on_a_quadratic(every, two_stage, known, jit):
     np.testing.assert_allclose(got, numpy_cosine(g, trial_g) if known else np.nan, rtol=1e-5)
 
 
+def test_an_unknown_measure_is_nan_and_0_in_a_search_for_nan():
+    state = fobt.oscillations.track_oscillations(optax.sgd(STEP), signs).init(make_params())
+    assert np.isnan(fobt.oscillations.oscillation_metrics(state)["total"]["trial_gradient_cosine"])
+    with jax.debug_nans(True):
+        assert fobt.oscillations.oscillation_metrics(state)["total"]["trial_gradient_cosine"] == 0
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
+
+
 def test_the_first_of_several_trial_gradients_counts():
     def update(grads, state, params=None, *, grad_fn):
         return jax.tree.map(jnp.add, grad_fn(params), grad_fn(-params)), state
 
-    tx = fobt.track_oscillations(optax.GradientTransformationExtraArgs(optax.init_empty_state, update), signs)
+    tx = fobt.oscillations.track_oscillations(
+        optax.GradientTransformationExtraArgs(optax.init_empty_state, update), signs
+    )
     params = jnp.array([[1.0, 2.0]])
     _, state = tx.update(params, tx.init(params), params, grad_fn=lambda weights: 3 * weights)
     np.testing.assert_allclose(metrics(state)["total"]["trial_gradient_cosine"], 1, rtol=1e-6)
 
 
 def test_full_precision_gradient_needs_grad_fn():
-    tx = fobt.track_oscillations(optax.adam(STEP), QUANTIZER, full_precision_gradient=True)
+    tx = fobt.oscillations.track_oscillations(optax.adam(STEP), QUANTIZER, full_precision_gradient=True)
     params = jnp.ones((2, 2))
     with pytest.raises(ValueError, match="grad_fn must be given with full_precision_gradient"):
         tx.update(params, tx.init(params), params)
@@ -328,7 +340,7 @@ def test_strides_take_at_most_the_sample_and_not_much_less(shape, sample):
 
 def test_the_followed_weights_are_those_at_the_strides():
     params = {"kernel": jnp.arange(96.0).reshape(4, 24)}
-    tx = fobt.track_oscillations(optax.sgd(1.0), signs, sample=20)
+    tx = fobt.oscillations.track_oscillations(optax.sgd(1.0), signs, sample=20)
     _, state = tx.update(params, tx.init(params), params)
     leaf = state.leaves["kernel"]
     assert leaf.size == 96
@@ -340,15 +352,15 @@ def test_each_followed_weight_stands_for_its_share_of_the_leaf():
     """Half of the followed weights of the large leaf flip, none of the small one."""
     params = {"large": jnp.tile(jnp.array([[1.0], [-1.0]]), (8, 100)), "small": jnp.ones((4, 100))}
     codes = lambda w: jax.tree.map(lambda x: jnp.sign(x).astype(jnp.int8), w)  # noqa: E731
-    tx = fobt.track_oscillations(optax.sgd(1.0), codes, sample=400)
+    tx = fobt.oscillations.track_oscillations(optax.sgd(1.0), codes, sample=400)
     after = {"large": jnp.ones((16, 100)), "small": params["small"]}
     _, state = tx.update(after, tx.init(params), after)
-    measures = fobt.oscillation_metrics(state)
+    measures = fobt.oscillations.oscillation_metrics(state)
     assert state.leaves["large"].gradient.shape == (16, 25)
     assert measures["leaves"]["large"]["flip_share"] == 0.5
     np.testing.assert_allclose(measures["total"]["flip_share"], 0.5 * 1600 / 2000)
     _, state = tx.update({"large": after["large"], "small": -after["small"]}, state, after)
-    cosine = fobt.oscillation_metrics(state)["total"]["gradient_cosine"]
+    cosine = fobt.oscillations.oscillation_metrics(state)["total"]["gradient_cosine"]
     np.testing.assert_allclose(cosine, (1600 - 400) / 2000, rtol=1e-6)
 
 
@@ -360,7 +372,7 @@ def test_the_instrument_shares_the_projection_of_the_forward_pass(optimized):
     sorts = []
     for tracked in (False, True):
         tx = optax.with_extra_args_support(optax.adam(STEP))
-        tx = fobt.track_oscillations(tx, TERNARY) if tracked else tx
+        tx = fobt.oscillations.track_oscillations(tx, TERNARY) if tracked else tx
 
         def step(params, state, batch, tx=tx):
             _, grads, _ = fobt.value_and_grad(loss_fn, TERNARY)(params, state, *batch)
@@ -376,7 +388,7 @@ def test_the_instrument_shares_the_projection_of_the_forward_pass(optimized):
 @pytest.mark.parametrize("row", ["chain", "traced"])
 def test_dtypes_stay_the_second_call_compiles_nothing_and_buffers_can_be_donated(row, dtype):
     with jax.enable_x64(dtype == "float64"):
-        tx = fobt.track_oscillations(ROWS[row].bare, QUANTIZER, sample=None)
+        tx = fobt.oscillations.track_oscillations(ROWS[row].bare, QUANTIZER, sample=None)
         two_stage = jnp.array(True)
         params = make_params(dtype)
         state = tx.init(params)
@@ -395,13 +407,13 @@ def test_dtypes_stay_the_second_call_compiles_nothing_and_buffers_can_be_donated
         assert form((params, state)) == before
         wide = "float64" if dtype == "float64" else "float32"
         assert {x.dtype for x in jax.tree.leaves(state.leaves["nu/kernel"]) if x.dtype.kind == "f"} == {jnp.dtype(wide)}
-        total = fobt.oscillation_metrics(state)["total"]
+        total = fobt.oscillations.oscillation_metrics(state)["total"]
         assert total["gradient_cosine"] != 0
         assert 0 <= total["flip_share"] <= 1
 
 
 def test_vmap_over_seeds_is_a_loop_over_them():
-    tx = fobt.track_oscillations(METHOD, QUANTIZER, sample=50)
+    tx = fobt.oscillations.track_oscillations(METHOD, QUANTIZER, sample=50)
 
     def train(params):
         state = tx.init(params)
@@ -409,7 +421,7 @@ def test_vmap_over_seeds_is_a_loop_over_them():
             _, grads, grad_fn = fobt.value_and_grad(loss_fn, QUANTIZER)(params, state, *make_batch(i))
             updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
             params = optax.apply_updates(params, updates)
-        return fobt.oscillation_metrics(state)
+        return fobt.oscillations.oscillation_metrics(state)
 
     seeds = [make_params(), jax.tree.map(lambda w: w[::-1] * 1.5, make_params())]
     together = jax.jit(jax.vmap(train))(jax.tree.map(lambda *x: jnp.stack(x), *seeds))
@@ -436,20 +448,20 @@ def test_histogram_and_oscillating_share():
     state = followed(codes, codes)
     np.testing.assert_allclose(state.leaves["latents"].followed.frequency, [[0.3439, 0, 0.0729, 0]], rtol=1e-5)
     # The third weight oscillated in the third step; the last bins are from 10^-1.5, 10^-1 and 10^-0.5.
-    total = fobt.oscillation_metrics(state)["total"]
+    total = fobt.oscillations.oscillation_metrics(state)["total"]
     np.testing.assert_array_equal(total["frequency_histogram"], [0.5, 0, 0, 0, 0, 0, 0.25, 0, 0.25])
     assert total["oscillating_share"] == 0.5
-    assert fobt.oscillation_metrics(state, threshold=0.1)["total"]["oscillating_share"] == 0.25
+    assert fobt.oscillations.oscillation_metrics(state, threshold=0.1)["total"]["oscillating_share"] == 0.25
     np.testing.assert_allclose(total["oscillation_frequency"], (0.3439 + 0.0729) / 4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("quantizer", [fobt.identity(), fobt.binary()])
+@pytest.mark.parametrize("quantizer", [fobt.full_precision(), fobt.binary()])
 def test_nothing_to_follow_and_zeros_give_no_nan(quantizer):
     params = {"bias": jnp.ones(3), "empty": jnp.zeros((0, 4)), "zeros": jnp.zeros((2, 2))}
-    tx = fobt.track_oscillations(optax.adam(STEP), quantizer, full_precision_gradient=True)
+    tx = fobt.oscillations.track_oscillations(optax.adam(STEP), quantizer, full_precision_gradient=True)
     zeros = jax.tree.map(jnp.zeros_like, params)
     _, state = tx.update(zeros, tx.init(params), params, grad_fn=lambda weights: zeros)
-    total = fobt.oscillation_metrics(state)["total"]
+    total = fobt.oscillations.oscillation_metrics(state)["total"]
     chex.assert_tree_all_finite({name: value for name, value in total.items() if name != "trial_gradient_cosine"})
     assert total["flip_share"] == total["gradient_cosine"] == total["gradient_quantization_error"] == 0
 
@@ -459,13 +471,13 @@ def test_nothing_to_follow_and_zeros_give_no_nan(quantizer):
     [
         ({"quantizer": "binary"}, "quantizer must be made by fobt.binary"),
         ({"sample": 0}, r"sample must be an integer of at least 1, or None, got 0"),
-        ({"momentum": 0}, r"momentum must be in \(0, 1\], got 0"),
-        ({"momentum": 1.5}, r"momentum must be in \(0, 1\], got 1.5"),
+        ({"decay": 1}, r"decay must be in \[0, 1\), got 1"),
+        ({"decay": -0.5}, r"decay must be in \[0, 1\), got -0.5"),
     ],
 )
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        fobt.track_oscillations(optax.adam(STEP), **({"quantizer": QUANTIZER} | arguments))
+        fobt.oscillations.track_oscillations(optax.adam(STEP), **({"quantizer": QUANTIZER} | arguments))
 
 
 @pytest.mark.parametrize(
@@ -479,27 +491,27 @@ def test_wrong_arguments(arguments, message):
 def test_codes_that_are_none(codes):
     params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
     with pytest.raises(ValueError, match="quantizer must return integer codes in the shape of each quantized leaf"):
-        fobt.track_oscillations(optax.sgd(1.0), codes).init(params)
+        fobt.oscillations.track_oscillations(optax.sgd(1.0), codes).init(params)
 
 
 def test_missing_params_and_states():
-    tx = fobt.track_oscillations(optax.adam(STEP), QUANTIZER)
+    tx = fobt.oscillations.track_oscillations(optax.adam(STEP), QUANTIZER)
     params = jnp.ones((2, 2))
     state = tx.init(params)
     with pytest.raises(ValueError, match="params must be given"):
         tx.update(params, state)
     with pytest.raises(ValueError, match="state must hold one state of track_oscillations, found 0"):
-        fobt.oscillation_metrics(state.inner)
+        fobt.oscillations.oscillation_metrics(state.inner)
     with pytest.raises(ValueError, match="found 2"):
-        fobt.oscillation_metrics((state, state))
+        fobt.oscillations.oscillation_metrics((state, state))
     with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\), got 1"):
-        fobt.oscillation_metrics(state, threshold=1)
+        fobt.oscillations.oscillation_metrics(state, threshold=1)
 
 
 def test_the_figure_has_the_numbers_of_the_history(tmp_path):
-    measures = fobt.oscillation_metrics(followed(np.ones((2, 1, 1)), np.ones((2, 1, 1))))
+    measures = fobt.oscillations.oscillation_metrics(followed(np.ones((2, 1, 1)), np.ones((2, 1, 1))))
     history = [{"total": measures["total"] | {"flip_share": share}} for share in (0.1, 0.3, 0.2)]
-    figure = fobt.plot_oscillations(history)
+    figure = fobt.oscillations.plot_oscillations(history)
     flips = figure.axes[0].lines[0]
     np.testing.assert_array_equal(flips.get_xdata(), [1, 2, 3])
     np.testing.assert_allclose(flips.get_ydata(), [0.1, 0.3, 0.2])
@@ -511,7 +523,7 @@ def test_the_figure_has_the_numbers_of_the_history(tmp_path):
 
 def test_the_figure_needs_a_history_and_matplotlib(monkeypatch):
     with pytest.raises(ValueError, match="history must hold the metrics of at least one update"):
-        fobt.plot_oscillations([])
+        fobt.oscillations.plot_oscillations([])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="plot_oscillations needs Matplotlib"):
-        fobt.plot_oscillations([{}])
+        fobt.oscillations.plot_oscillations([{}])

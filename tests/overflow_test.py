@@ -32,8 +32,8 @@ OPTIMIZERS = {
     "two-stage": two_stage,
     "two-stage, every other step": lambda quantizer: fobt.forward_backtrack(1e-3, quantizer, eps=EPS, every=2),
     "optimistic": lambda quantizer: fobt.optimistic(two_stage(quantizer)),
-    "frozen": lambda quantizer: fobt.freeze_oscillations(adam(quantizer), quantizer, 0.0),
-    "tracked": lambda quantizer: fobt.track_oscillations(two_stage(quantizer), quantizer),
+    "frozen": lambda quantizer: fobt.oscillations.freeze_oscillations(adam(quantizer), quantizer, 0.0),
+    "tracked": lambda quantizer: fobt.oscillations.track_oscillations(two_stage(quantizer), quantizer),
 }
 
 
@@ -92,8 +92,8 @@ def test_squares_that_overflow_or_vanish_in_every_dtype(name, dtype):
             params, state = run(tx, gradients, dtype)
             weights = fobt.quantized_params(params, state, quantizer)
             assert finite((params, weights))
-            assert finite(fobt.trial_params(params, state, quantizer, tx))
-            assert finite(jax.value_and_grad(fobt.dampening_loss)(params, state, quantizer))
+            assert finite(fobt.quantized_trial_params(params, state, quantizer, tx))
+            assert finite(jax.value_and_grad(fobt.oscillations.dampening_loss)(params, state, quantizer))
             assert np.any(weights["w"])
 
 

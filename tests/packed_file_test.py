@@ -20,7 +20,7 @@ from flax import nnx
 
 import fobt
 from experiments.read_packed import read_packed
-from fobt._packed_file import file_digest, parse
+from fobt._src.packed.packed_file import file_digest, parse
 from tests.packed_cases import GRANULARITIES, PACKED_GRIDS, bytes_of, quantized, weights_of
 
 BIAS = np.array([0.5, -1.5], np.float32)
@@ -33,8 +33,8 @@ def path(tmp_path):
 
 def saved(path, *args, **kwargs):
     """The content of a file that has been saved."""
-    fobt.save_packed(path, *args, **kwargs)
-    return fobt.load_packed(path)
+    fobt.packed.save_packed(path, *args, **kwargs)
+    return fobt.packed.load_packed(path)
 
 
 # --- What is saved is read -----------------------------------------------------------------------------------------
@@ -76,10 +76,10 @@ def test_shapes(path, grid, shape):
 
 
 def test_packed_leaves_stay_as_they_are_packed(path):
-    packed = fobt.pack({"kernel": quantized("ternary")}, base3=False)
+    packed = fobt.packed.pack({"kernel": quantized("ternary")}, base3=False)
     loaded = saved(path, packed)
     chex.assert_trees_all_equal(loaded.packed(), packed)
-    chex.assert_trees_all_equal(loaded.quantized(), fobt.unpack(packed))
+    chex.assert_trees_all_equal(loaded.quantized(), fobt.packed.unpack(packed))
 
 
 TREES = {
@@ -143,9 +143,9 @@ def test_ties_of_bfloat16_go_to_even(path):
 
 def test_bfloat16_without_ml_dtypes(path, monkeypatch):
     tensor = quantized("linear(4)", (40, 30), "channel", dtype=jnp.bfloat16)
-    fobt.save_packed(path, {"kernel": tensor, "bias": jnp.array([1.5, -0.1], jnp.bfloat16)})
+    fobt.packed.save_packed(path, {"kernel": tensor, "bias": jnp.array([1.5, -0.1], jnp.bfloat16)})
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
-    weights = fobt.load_packed(path).weights()
+    weights = fobt.packed.load_packed(path).weights()
     monkeypatch.undo()
     assert weights["kernel"].dtype == weights["bias"].dtype == np.float32
     np.testing.assert_array_equal(weights["kernel"], tensor.dequantize().astype(jnp.float32))
@@ -195,18 +195,18 @@ def test_metadata_and_equal_bytes(path):
     tree, metadata = {"b": quantized("binary"), "a": BIAS}, {"network": "mlp", "accuracy": "98,8 % ±"}
     assert saved(path, tree, metadata=metadata).metadata == metadata
     before = path.read_bytes()
-    fobt.save_packed(path, dict(reversed(tree.items())), metadata=metadata)
+    fobt.packed.save_packed(path, dict(reversed(tree.items())), metadata=metadata)
     assert path.read_bytes() == before
 
 
 def test_a_file_is_read_without_jax(path):
     tensor = quantized("ternary", granularity="blocks")
-    fobt.save_packed(path, {"kernel": tensor, "bias": BIAS})
+    fobt.packed.save_packed(path, {"kernel": tensor, "bias": BIAS})
     program = (
         "import sys; sys.modules['jax'] = sys.modules['ml_dtypes'] = None\n"
-        "import fobt, fobt.size, json\n"
-        "weights = fobt.load_packed(sys.argv[1]).weights()\n"
-        "assert fobt.size.main([sys.argv[1]]) == 0\n"
+        "import fobt, fobt.__main__, json\n"
+        "weights = fobt.packed.load_packed(sys.argv[1]).weights()\n"
+        "assert fobt.__main__.main([sys.argv[1]]) == 0\n"
         "print(json.dumps({name: array.tolist() for name, array in weights.items()}))"
     )
     command = [sys.executable, "-c", program, str(path)]
@@ -239,7 +239,7 @@ def with_codes(grid, codes):
             "'params/k': scale must be an array",
         ),
         (
-            {"k": jax.tree.map(lambda leaf: np.stack([leaf] * 2), fobt.pack(quantized("binary")))},
+            {"k": jax.tree.map(lambda leaf: np.stack([leaf] * 2), fobt.packed.pack(quantized("binary")))},
             "'params/k': codes must",
         ),
         ({"name": "mlp"}, "'params/name' must be an array, got str"),
@@ -252,32 +252,42 @@ def with_codes(grid, codes):
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
 def test_what_cannot_be_saved(path, tree, message):
-    fobt.save_packed(path, {"old": BIAS})
+    fobt.packed.save_packed(path, {"old": BIAS})
     before = path.read_bytes()
     with pytest.raises(ValueError, match=message):
-        fobt.save_packed(path, tree)
+        fobt.packed.save_packed(path, tree)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_other_arguments_that_are_wrong(path):
     with pytest.raises(ValueError, match=r"metadata must map strings to strings, got \{'epochs': 3\}"):
-        fobt.save_packed(path, BIAS, metadata={"epochs": 3})
+        fobt.packed.save_packed(path, BIAS, metadata={"epochs": 3})
     tree = BIAS
     for _ in range(65):
         tree = [tree]
     with pytest.raises(ValueError, match="must not be deeper than 64"):
-        fobt.save_packed(path, tree)
+        fobt.packed.save_packed(path, tree)
     with pytest.raises(FileNotFoundError):
-        fobt.save_packed(path.parent / "missing" / "model", BIAS)
+        fobt.packed.save_packed(path.parent / "missing" / "model", BIAS)
     with pytest.raises(FileNotFoundError):
-        fobt.load_packed(path)
+        fobt.packed.load_packed(path)
     assert not any(path.parent.iterdir())
+
+
+@pytest.mark.parametrize("stem", ["a" * 243, "ä" * 121 + "a", "量" * 81], ids=["one byte", "two bytes", "three bytes"])
+def test_the_longest_file_names(tmp_path, stem):
+    path = tmp_path / f"{stem}.safetensors"
+    assert len(path.name.encode()) == 255  # the most that file systems take
+    for value in (1.0, 2.0):  # a new file, and one that is replaced
+        fobt.packed.save_packed(path, {"k": np.float32([value])})
+        assert fobt.packed.load_packed(path).params["k"] == value
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("step", ["os.fsync", "pathlib.Path.replace"])
 def test_a_write_that_fails_leaves_the_file_as_it_was(path, monkeypatch, step):
-    fobt.save_packed(path, {"old": BIAS})
+    fobt.packed.save_packed(path, {"old": BIAS})
     before = path.read_bytes()
 
     def fail(*args):
@@ -285,7 +295,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(path, monkeypatch, step):
 
     monkeypatch.setattr(step, fail)
     with pytest.raises(OSError, match="no space left"):
-        fobt.save_packed(path, {"new": BIAS})
+        fobt.packed.save_packed(path, {"new": BIAS})
     monkeypatch.undo()
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
@@ -296,7 +306,7 @@ def test_links_and_permissions(path):
     link.symlink_to(path.name)
     umask = os.umask(0o027)
     try:
-        fobt.save_packed(link, BIAS)
+        fobt.packed.save_packed(link, BIAS)
     finally:
         os.umask(umask)
     assert link.is_symlink()
@@ -304,10 +314,10 @@ def test_links_and_permissions(path):
 
 
 def test_safetensors_is_missing(path, monkeypatch):
-    fobt.save_packed(path, BIAS)
+    fobt.packed.save_packed(path, BIAS)
     monkeypatch.setitem(sys.modules, "safetensors", None)
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    for use in (lambda: fobt.load_packed(path), lambda: fobt.save_packed(path, BIAS)):
+    for use in (lambda: fobt.packed.load_packed(path), lambda: fobt.packed.save_packed(path, BIAS)):
         with pytest.raises(ModuleNotFoundError, match=r"need safetensors: pip install 'fobt\[export\]'"):
             use()
 
@@ -317,7 +327,7 @@ def test_safetensors_is_missing(path, monkeypatch):
 
 def small_content(path):
     tree = {"k": quantized("ternary", (3, 4), "channel"), "b": BIAS}
-    fobt.save_packed(path, tree, batch_stats=[BIAS], metadata={"a": "b"})
+    fobt.packed.save_packed(path, tree, batch_stats=[BIAS], metadata={"a": "b"})
     return path.read_bytes()
 
 
@@ -362,7 +372,7 @@ def test_the_message_names_the_file(path):
     ):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=rf"{re.escape(repr(str(path)))} is no intact packed file: {reason}"):
-            fobt.load_packed(path)
+            fobt.packed.load_packed(path)
 
 
 # --- Files that are made up, with a digest that is right -----------------------------------------------------------
@@ -471,14 +481,14 @@ def test_a_description_that_lies_is_an_error(path, change, message):
     content = small_content(path)
     path.write_bytes(remade(content, change))
     with pytest.raises(ValueError, match=message):
-        fobt.load_packed(path)
+        fobt.packed.load_packed(path)
 
 
 def test_blocks_of_any_size_take_no_more_memory_than_the_axis(path):
-    fobt.save_packed(path, quantized("ternary", (3, 4), "one block"))
+    fobt.packed.save_packed(path, quantized("ternary", (3, 4), "one block"))
     huge = {"per": "block", "size": 2**48, "axis": 0}
     path.write_bytes(remade(path.read_bytes(), setting("quantized", "params", "granularity", huge)))
-    loaded = fobt.load_packed(path)
+    loaded = fobt.packed.load_packed(path)
     np.testing.assert_allclose(loaded.weights(), loaded.quantized().dequantize(), rtol=1e-6)
 
 

@@ -89,7 +89,7 @@ def make_step(method):
     @jax.jit
     def step(params, state, batch):
         if method == "one gradient":
-            loss, grads = jax.value_and_grad(loss_fn)(fobt.trial_params(params, state, QUANTIZER, tx), *batch)
+            loss, grads = jax.value_and_grad(loss_fn)(fobt.quantized_trial_params(params, state, QUANTIZER, tx), *batch)
             updates, state = tx.update(grads, state, params)
         else:
             loss, grads, grad_fn = fobt.value_and_grad(loss_fn, QUANTIZER)(params, state, *batch)

@@ -191,7 +191,7 @@ def test_no_state_and_a_new_state_mean_curvature_1():
 
 def test_identity_needs_no_state_and_leaves_params_untouched():
     params = make_params()
-    for quantizer in (fobt.identity(), fobt.per_leaf()):
+    for quantizer in (fobt.full_precision(), fobt.per_leaf()):
         for state in (None, optax.sgd(0.1).init(params), optax.adam(0.1).init(params)):
             chex.assert_trees_all_equal(fobt.quantized_params(params, state, quantizer), params)
             chex.assert_trees_all_equal(fobt.quantize(params, state, quantizer), params)

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import fobt
-from fobt._leaves import leaf_paths
+from fobt._src.base.tree_paths import leaf_paths
 
 SLASHES = {"a/b": jnp.ones((8, 8)), "a": {"b": 2 * jnp.ones((8, 4))}, "~1": {"~": jnp.ones((2, 2))}}
 WRITTEN = ["a/b", "a~1b", "~01/~0"]  # as trees are flattened
@@ -31,18 +31,20 @@ def test_a_json_pointer_without_its_first_slash():
 
 def test_everything_that_names_leaves_names_them_alike(tmp_path: Path):
     quantized = fobt.quantize(SLASHES, None, fobt.binary())
-    assert list(fobt.track_oscillations(optax.adam(1e-3), fobt.binary()).init(SLASHES).leaves) == WRITTEN
+    assert list(fobt.oscillations.track_oscillations(optax.adam(1e-3), fobt.binary()).init(SLASHES).leaves) == WRITTEN
 
     def loss(weights):
         return jnp.sum(weights["a/b"]) - jnp.sum(weights["a"]["b"]) + jnp.sum(weights["~1"]["~"])
 
     assert list(fobt.lapq(loss, SLASHES, fobt.linear(2), max_evaluations=3).clipping_values) == WRITTEN
-    fobt.save_packed(tmp_path / "file", quantized)
-    for source in (quantized, fobt.pack(quantized)):
-        assert [leaf.path for leaf in fobt.size_report(source).leaves] == WRITTEN
-    assert [leaf.path for leaf in fobt.size_report(tmp_path / "file").leaves] == [f"params/{path}" for path in WRITTEN]
+    fobt.packed.save_packed(tmp_path / "file", quantized)
+    for source in (quantized, fobt.packed.pack(quantized)):
+        assert [leaf.path for leaf in fobt.packed.size_report(source).leaves] == WRITTEN
+    assert [leaf.path for leaf in fobt.packed.size_report(tmp_path / "file").leaves] == [
+        f"params/{path}" for path in WRITTEN
+    ]
     jax.tree.map(
-        np.testing.assert_array_equal, fobt.load_packed(tmp_path / "file").weights(), fobt.dequantize(quantized)
+        np.testing.assert_array_equal, fobt.packed.load_packed(tmp_path / "file").weights(), fobt.dequantize(quantized)
     )
     by_rule = fobt.quantize(SLASHES, None, fobt.per_leaf(("a~1b", fobt.binary())))
     assert isinstance(by_rule["a/b"], fobt.Quantized)
@@ -52,7 +54,7 @@ def test_everything_that_names_leaves_names_them_alike(tmp_path: Path):
 
 
 def test_both_leaves_are_followed():
-    tx = fobt.track_oscillations(
+    tx = fobt.oscillations.track_oscillations(
         optax.sgd(1.0), lambda params: jax.tree.map(lambda w: (w > 0).astype(jnp.int8), params)
     )
     params = {"a/b": jnp.array([[1.0]]), "a": {"b": jnp.array([[-1.0]])}}
@@ -61,7 +63,7 @@ def test_both_leaves_are_followed():
     for _ in range(2):
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
-    leaves = fobt.oscillation_metrics(state)["leaves"]
+    leaves = fobt.oscillations.oscillation_metrics(state)["leaves"]
     assert {path: float(measures["flip_share"]) for path, measures in leaves.items()} == {"a/b": 0.0, "a~1b": 1.0}
 
 

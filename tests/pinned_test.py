@@ -123,7 +123,7 @@ def test_two_scales(x64, solver):
     """Each sign is a group of its own; of the last row all negative weights are pinned."""
     weights = np.array([[3, 2.5, -1, 0.2, -1.1, 900, -800.0], [3, 2.5, -1, 0.2, -4, 900, -2]])
     curvature = np.array([[1, 2, 1, 1, 3, np.inf, np.inf], [1, 2, np.inf, 1, np.inf, np.inf, np.inf]])
-    codes, scale, _ = jitted_rows("ternary", solver, scales=2)(weights, curvature)
+    codes, scale, _ = jitted_rows("ternary", solver, scale_per_sign=True)(weights, curvature)
     np.testing.assert_array_equal(codes, [[1, 1, -1, 0, -1, 1, -1], [1, 1, 0, 0, -1, 1, 0]])
     np.testing.assert_allclose(scale, [[8 / 3, 4.3 / 4], [8 / 3, 4]], rtol=1e-12)
 

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import fobt
-from fobt._clipping import lp_clipping_value
+from fobt._src.quantizers.clipping import lp_clipping_value
 
 NORMS = (2.0, 2.5, 3.0, 4.0)
 
@@ -63,8 +63,8 @@ def test_linear_codes_are_those_of_clipping_and_rounding(dtype, x64):
     [
         fobt.linear(3, granularity=fobt.per_channel()),
         fobt.linear(4, granularity=fobt.per_block(3)),
-        fobt.ternary(scales=2),
-        fobt.ternary(scales=2, granularity=fobt.per_block(3, axis=1)),
+        fobt.ternary(scale_per_sign=True),
+        fobt.ternary(scale_per_sign=True, granularity=fobt.per_block(3, axis=1)),
         fobt.binary(granularity=fobt.per_channel(0)),
     ],
 )
@@ -84,7 +84,7 @@ def test_rounding_with_scale_zero_gives_zeros():
 
 def test_rounding_says_which_shape_a_scale_has():
     with pytest.raises(ValueError, match=r"scale must have shape \(2, 1, 3\) for weights of \(4, 3\), got \(\)"):
-        fobt.ternary(scales=2, granularity=fobt.per_channel()).round_to_nearest(jnp.ones((4, 3)), 1.0)
+        fobt.ternary(scale_per_sign=True, granularity=fobt.per_channel()).round_to_nearest(jnp.ones((4, 3)), 1.0)
     with pytest.raises(ValueError, match="weights must be floating, got dtype int32"):
         fobt.linear(2).round_to_nearest(jnp.ones((4, 3), int), 1.0)
 
@@ -309,7 +309,7 @@ def test_an_independent_search_does_no_better():
 
 def test_every_leaf_has_its_own_grid():
     params = two_leaves()
-    quantizer = fobt.per_leaf(("first", fobt.linear(3)), ("bias", fobt.identity()), default=fobt.linear(4))
+    quantizer = fobt.per_leaf(("first", fobt.linear(3)), ("bias", fobt.full_precision()), default=fobt.linear(4))
     result = fobt.lapq(quadratic, params, quantizer)
     assert [result.quantized[name].grid.bits for name in ("first", "second")] == [3, 4]
     only_first = fobt.lapq(quadratic, params, fobt.per_leaf(("first", fobt.linear(3))))
@@ -385,7 +385,7 @@ def test_sharded_params(axis_type):
         ({"tolerance": -0.1}, "tolerance must be a number of at least 0, got -0.1"),
         ({"quantizer": 3}, "quantizer must be made by"),
         (
-            {"quantizer": fobt.ternary(scales=2)},
+            {"quantizer": fobt.ternary(scale_per_sign=True)},
             r"one scale per tensor, got PerTensor\(\) with 2 scale\(s\) at 'first'",
         ),
         ({"quantizer": fobt.linear(3, granularity=fobt.per_channel())}, "one scale per tensor, got PerChannel"),

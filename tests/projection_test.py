@@ -161,7 +161,7 @@ def test_two_scales(x64, solver):
     weights = rng.normal(size=(20, 300)) + 0.5
     weights[:3, :40] = 0
     curvature = log_uniform(rng, weights.shape)
-    codes, scale, w_hat = map(np.asarray, jitted_rows("ternary", solver, scales=2)(weights, curvature))
+    codes, scale, w_hat = map(np.asarray, jitted_rows("ternary", solver, scale_per_sign=True)(weights, curvature))
     project = reference.project_alternating if solver == "alternating" else reference.project_exact
     for i, (w, c) in enumerate(zip(weights, curvature, strict=True)):
         plus, minus, beta = reference.project_two_scales(w, c, project)
@@ -180,7 +180,7 @@ def test_two_scales(x64, solver):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_two_scales_of_weights_of_one_sign(solver, sign):
     # Kept are 6 and 8, at their mean; the sign that does not occur has scale 1.
-    quantized = jitted("ternary", solver, scales=2)(sign * np.float32([3, 8, 1, 6]))
+    quantized = jitted("ternary", solver, scale_per_sign=True)(sign * np.float32([3, 8, 1, 6]))
     np.testing.assert_array_equal(quantized.codes, [0, sign, 0, sign])
     np.testing.assert_allclose(quantized.scale, [7, 1] if sign > 0 else [1, 7], rtol=1e-6)
 
@@ -188,10 +188,10 @@ def test_two_scales_of_weights_of_one_sign(solver, sign):
 def test_two_scales_start_from_the_codes_of_their_sign():
     # Keeping 10 alone is a fixed point, 3 < 10/2; so is keeping all positive weights, at 22/5. The codes decide which.
     weights, previous = np.float32([10, 3, 3, 3, 3] + [-1] * 20), np.int8([1, 0, 0, 0, 0] + [-1] * 20)
-    quantized = jitted("ternary", "alternating", scales=2)(weights, codes=previous)
+    quantized = jitted("ternary", "alternating", scale_per_sign=True)(weights, codes=previous)
     np.testing.assert_array_equal(quantized.codes, previous)
     np.testing.assert_allclose(quantized.scale, [10, 1], rtol=1e-6)
-    quantized = jitted("ternary", "alternating", scales=2)(weights, codes=np.ones_like(previous))
+    quantized = jitted("ternary", "alternating", scale_per_sign=True)(weights, codes=np.ones_like(previous))
     np.testing.assert_array_equal(quantized.codes, np.sign(weights))
     np.testing.assert_allclose(quantized.scale, [4.4, 1], rtol=1e-6)
 
@@ -216,3 +216,19 @@ def test_curvature_decides_what_is_kept(solver):
     quantized = jitted("ternary", solver)(np.float32([3, -8, 1, 6]), np.float32([9, 1, 1, 1]))
     np.testing.assert_array_equal(quantized.codes, [1, -1, 0, 1])
     np.testing.assert_allclose(quantized.scale, 41 / 11, rtol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["exact", "histogram"])
+@pytest.mark.parametrize("grid", ["linear(3)", "linear(4)", "logarithmic(4)"])
+def test_of_equal_assignments_the_one_with_the_smallest_scale_is_taken(grid, solver):
+    """Weights of one magnitude r are α β without error for every level β; the smallest α is r, with β = 1.
+
+    Many finer levels give equal gains at α so near to each other that float32 cannot tell which is the smallest.
+    """
+    rng = np.random.default_rng(11)
+    magnitudes = np.float32(10 ** rng.uniform(-3, 3, (64, 1)))
+    weights = magnitudes * rng.choice(np.float32([-1, 1]), (64, 23))
+    curvature = np.float32(log_uniform(rng, weights.shape))
+    codes, scale, _ = jitted_rows(grid, solver)(weights, curvature)
+    np.testing.assert_array_equal(codes, np.sign(weights) * (len(allowed_levels(grid)) // 2))
+    np.testing.assert_allclose(scale, magnitudes[:, 0], rtol=1e-6)

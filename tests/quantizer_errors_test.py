@@ -35,10 +35,10 @@ def test_unknown_solver(make, solver):
         make(solver=solver)
 
 
-@pytest.mark.parametrize("scales", [0, 3, "2", None, [1]])
-def test_bad_scales(scales):
-    with pytest.raises(ValueError, match=rf"scales must be 1 or 2, got {re.escape(repr(scales))}"):
-        fobt.ternary(scales=scales)
+@pytest.mark.parametrize("choice", [0, 2, "True", None, [1]])
+def test_bad_scale_per_sign(choice):
+    with pytest.raises(ValueError, match=rf"scale_per_sign must be True or False, got {re.escape(repr(choice))}"):
+        fobt.ternary(scale_per_sign=choice)
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.0, None, "32", True])

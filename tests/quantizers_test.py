@@ -12,7 +12,7 @@ import fobt
 
 QUANTIZERS = {
     "binary": fobt.binary(),
-    "two scales": fobt.ternary(scales=2, solver="alternating"),
+    "two scales": fobt.ternary(scale_per_sign=True, solver="alternating"),
     "exact": fobt.linear(3, solver="exact", granularity=fobt.per_channel(0)),
     "blocks": fobt.logarithmic(3, granularity=fobt.per_block(3, axis=1)),
 }

@@ -30,7 +30,7 @@ BY_GROUP = {
     "binary by block": fobt.binary(granularity=fobt.per_block(8)),
     "ternary by channel": fobt.ternary(granularity=fobt.per_channel()),
     "ternary by block": fobt.ternary(granularity=fobt.per_block(8)),
-    "two scales by block of columns": fobt.ternary(scales=2, granularity=fobt.per_block(4, axis=1)),
+    "two scales by block of columns": fobt.ternary(scale_per_sign=True, granularity=fobt.per_block(4, axis=1)),
 }
 QUANTIZERS = PER_TENSOR | BY_GROUP
 SHAPE = (64, 32)
@@ -191,7 +191,9 @@ def test_whole_steps(mesh, name, spec):
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_instrument_moves_scalars_only(mesh, spec):
     """At most 1000 of the weights are followed, where they are; their signs are the codes."""
-    tx = fobt.track_oscillations(optax.sgd(1.0), lambda params: jnp.sign(params).astype(jnp.int8), sample=1000)
+    tx = fobt.oscillations.track_oscillations(
+        optax.sgd(1.0), lambda params: jnp.sign(params).astype(jnp.int8), sample=1000
+    )
     rng = np.random.default_rng(0)
     sequence = [rng.normal(size=LARGE_SHAPE).astype(np.float32) for _ in range(4)]
 
@@ -200,7 +202,7 @@ def test_the_instrument_moves_scalars_only(mesh, spec):
         update = jax.jit(tx.update).lower(sequence[0], state, sequence[0]).compile()
         for params in sequence:
             _, state = run(jax.jit(tx.update), params, state, params)
-        return update, jax.device_get(run(jax.jit(fobt.oscillation_metrics), state))
+        return update, jax.device_get(run(jax.jit(fobt.oscillations.oscillation_metrics), state))
 
     _, expected = measures([jnp.asarray(params) for params in sequence])
     with jax.set_mesh(mesh):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fobt
-from fobt.size import main
+from fobt.__main__ import main
 from tests.packed_cases import quantized
 
 TREE = {
@@ -29,10 +29,10 @@ BYTES = {
 def test_a_tree(how):
     tree = {
         "quantized": lambda: TREE,
-        "packed": lambda: fobt.pack(TREE),
+        "packed": lambda: fobt.packed.pack(TREE),
         "abstract": lambda: jax.eval_shape(lambda: TREE),
     }
-    report = fobt.size_report(tree[how]())
+    report = fobt.packed.size_report(tree[how]())
     assert {leaf.path: (leaf.shape, leaf.nbytes) for leaf in report.leaves} == {
         path: (shape, codes + scales) for path, (shape, codes, scales) in BYTES.items()
     }
@@ -51,15 +51,15 @@ def test_a_tree(how):
 
 
 def test_two_bits():
-    report = fobt.size_report(fobt.pack(TREE, base3=False))
+    report = fobt.packed.size_report(fobt.packed.pack(TREE, base3=False))
     (kernel,) = (leaf for leaf in report.leaves if leaf.path == "conv/kernel")
     assert (kernel.nbytes, kernel.stored_as) == (16 + 4, "ternary, 2 bits")
 
 
 def test_a_file(tmp_path, capsys):
     path = tmp_path / "model"
-    fobt.save_packed(path, TREE, batch_stats={"mean": np.zeros(7, np.float32)})
-    report = fobt.size_report(path)
+    fobt.packed.save_packed(path, TREE, batch_stats={"mean": np.zeros(7, np.float32)})
+    report = fobt.packed.size_report(path)
     assert [leaf.path for leaf in report.leaves] == [*(f"params/{name}" for name in BYTES), "batch_stats/mean"]
     assert (report.quantized.nbytes, report.total.nbytes) == (80, 98 + 28)
     assert report.file.nbytes == path.stat().st_size
@@ -72,13 +72,13 @@ def test_a_file(tmp_path, capsys):
 def test_a_large_file_is_as_small_as_promised(tmp_path):
     """A file of a million binary weights takes a million bits, and 2 kB at most for everything else."""
     path = tmp_path / "model"
-    fobt.save_packed(path, {"kernel": quantized("binary", (1000, 1000))})
+    fobt.packed.save_packed(path, {"kernel": quantized("binary", (1000, 1000))})
     assert 0 <= path.stat().st_size - 1000 * 1000 / 8 < 2048
 
 
 def test_empty():
-    assert np.isnan(fobt.size_report({}).total.bits_per_weight)
-    report = fobt.size_report({"kernel": quantized("binary", (0, 3))})
+    assert np.isnan(fobt.packed.size_report({}).total.bits_per_weight)
+    report = fobt.packed.size_report({"kernel": quantized("binary", (0, 3))})
     assert (report.total.nbytes, report.total.size) == (4, 0)
     assert "0×3" in str(report)
 
@@ -89,7 +89,7 @@ def test_a_wrong_file_is_one_line_and_exit_code_2(tmp_path, capsys):
     for path, reason in ((wrong, "is no intact packed file"), (tmp_path / "missing", "No such file")):
         assert main([str(path)]) == 2
         error = capsys.readouterr().err
-        assert error.startswith("python -m fobt.size: ")
+        assert error.startswith("python -m fobt: ")
         assert reason in error
         assert error.count("\n") == 1
 
@@ -98,5 +98,5 @@ def test_variables_of_nnx_have_the_paths_of_rules():
     from flax import nnx
 
     tree = nnx.State({"kernel": nnx.Param(jnp.ones((2, 2)))})
-    report = fobt.size_report(fobt.quantize(tree, None, fobt.binary()))
+    report = fobt.packed.size_report(fobt.quantize(tree, None, fobt.binary()))
     assert [leaf.path for leaf in report.leaves] == ["kernel"]

@@ -13,7 +13,7 @@ import fobt
 
 GRIDS = {
     "binary": fobt.binary,
-    "ternary, two scales": lambda **options: fobt.ternary(scales=2, **options),
+    "ternary, two scales": lambda **options: fobt.ternary(scale_per_sign=True, **options),
     "ternary, exact": lambda **options: fobt.ternary(solver="exact", **options),
     "linear(3)": lambda **options: fobt.linear(3, **options),
     "logarithmic(3)": lambda **options: fobt.logarithmic(3, solver="alternating", **options),
@@ -134,13 +134,13 @@ def test_vectors_that_are_taken_for_matrices_are_named(tree, named: str):
         warnings.simplefilter("error")
         fobt.quantize(weights, None, fobt.ternary(stacked=1))
         fobt.quantize(weights, None, fobt.per_leaf((".*", fobt.ternary())))
-        fobt.quantize(weights, None, fobt.identity())
+        fobt.quantize(weights, None, fobt.full_precision())
         fobt.quantize({"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}, None, fobt.ternary())
 
 
 def test_stacked_weights_are_packed_and_exported():
     quantized = fobt.quantize(params(), None, fobt.linear(4, stacked=1))
-    restored = fobt.unpack(fobt.pack(quantized))
+    restored = fobt.packed.unpack(fobt.packed.pack(quantized))
     jax.tree.map(np.testing.assert_array_equal, fobt.dequantize(restored), fobt.dequantize(quantized))
 
 

@@ -61,7 +61,7 @@ class TrackedRun:
     """What is kept of one run.
 
     Attributes:
-        history: For each update what `fobt.oscillation_metrics` returned.
+        history: For each update what `fobt.oscillations.oscillation_metrics` returned.
         paths: The last latents and quantized values of some weights.
     """
 
@@ -103,7 +103,7 @@ def write(
         if row.grid == DRAWN_GRID:
             drawn[row.label] = runs[0].paths
             title = f"{row.label}, {config.network}, seed {seeds[0]}"
-            figure = fobt.plot_oscillations(runs[0].history)
+            figure = fobt.oscillations.plot_oscillations(runs[0].history)
             figure.suptitle(title)
             figure.savefig(folder / f"network_{row.method}.png", dpi=80)
     plot_paths(drawn, folder / "network_paths.png")
@@ -132,14 +132,16 @@ def train(config: TrainConfig, row: Row, dataset: Dataset, seeds: Sequence[int],
     schedule = config.schedules[config.schedule]
     learning_rate = schedule.in_steps(config.initial_learning_rate(), config.epochs, steps_per_epoch)
     method = build(row, learning_rate, config.weight_bounds, config.b1)
-    tracked = fobt.track_oscillations(method.optimizer, method.quantizer, sample=None, full_precision_gradient=True)
+    tracked = fobt.oscillations.track_oscillations(
+        method.optimizer, method.quantizer, sample=None, full_precision_gradient=True
+    )
     method = dataclasses.replace(method, optimizer=tracked)
     make_model, loss = NETWORKS[config.network], LOSSES[config.loss]
     example = nnx.eval_shape(lambda: make_model(nnx.Rngs(0), config.width))
     two_stage = row.gradient_evaluations(1, 1) == 2
     batch = next(dataset.train.shuffled_batches(config.batch_size, 0, 1))
     programs = Programs(example, loss, dataset, method, {two_stage}, batch)
-    metrics = jax.jit(fobt.oscillation_metrics)
+    metrics = jax.jit(fobt.oscillations.oscillation_metrics)
 
     def run(seed: int) -> TrackedRun:
         state = programs.init_state(make_model(nnx.Rngs(seed), config.width), seed)

@@ -45,7 +45,7 @@ class Paths:
     values: np.ndarray
 
 
-def choose(state: fobt.OscillationState, seed: int) -> list[Place]:
+def choose(state: fobt.oscillations.OscillationState, seed: int) -> list[Place]:
     """The weights that oscillate most often, and some at random, of a state that follows all weights."""
     frequencies = {path: np.asarray(leaf.followed.frequency) for path, leaf in state.leaves.items()}
     starts = np.cumsum([0, *(f.size for f in frequencies.values())])

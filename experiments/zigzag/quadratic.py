@@ -69,7 +69,7 @@ def _plane(x_values: jax.Array, a_values: jax.Array, steps: int) -> jax.Array:
             steps,
             learning_rate=x / CURVATURE,
             a=a,
-            quantizer=fobt.identity(),
+            quantizer=fobt.full_precision(),
             preconditioner=gradient_descent(),
         ).latents[:, 0, 0]
 

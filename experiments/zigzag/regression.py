@@ -50,7 +50,7 @@ def trajectory(
         steps,
         learning_rate=learning_rate,
         a=a,
-        quantizer=fobt.identity(),
+        quantizer=fobt.full_precision(),
         preconditioner=OPTIMIZERS[optimizer],
     )
 

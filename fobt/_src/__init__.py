@@ -1,0 +1,1 @@
+"""The code of fobt; the public names are in `fobt` and its namespaces."""

@@ -1,0 +1,1 @@
+"""What all other folders use: names of leaves, checks of arguments, sums over leaves, Flax's serialization."""

@@ -1,0 +1,1 @@
+"""Functions of quantized weights in other runtimes."""

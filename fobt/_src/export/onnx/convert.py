@@ -1,0 +1,195 @@
+"""Export of a function of quantized weights to ONNX: its jaxpr, one primitive after the other."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from fobt._src.base.tree_paths import leaf_paths
+from fobt._src.export.calls import called_jaxpr
+from fobt._src.export.onnx.functions import DOMAIN
+from fobt._src.export.onnx.graph import Constant, Graph, Tensor, Value
+from fobt._src.export.onnx.primitives import CONVERTERS
+from fobt._src.export.onnx.types import Unsupported
+from fobt._src.export.onnx.weights import emit
+from fobt._src.export.weights import Weights, numbered, warn_of_unused
+from fobt._src.packed.packing import unpack
+from fobt._src.quantizers.quantized import Quantized
+from fobt._src.trees.params import dequantize, leaves_of_quantized
+
+
+def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: bool = False) -> Any:
+    """An ONNX model of a function whose quantized weights stay packed.
+
+    The graph holds every quantized leaf as codes of the promised number of bits, and its scale:
+
+    - linear grids of 2, 4 and 8 bits as INT2, INT4 and INT8, from which `DequantizeLinear` makes weights;
+    - all others as bytes, from which a function of standard operators makes weights, one for each number of bits. Code
+      c is the field c + n, or (c + 1)/2 on the binary grid; the stream of fields of the leaf, in C order and the least
+      significant bit first, is cut into bytes. In base 3 a byte holds five fields, Σ uᵢ 3ⁱ. Ternary matrices whose rows
+      do not fill bytes are stored like this, too, because onnxruntime misreads them as INT2.
+
+    A leaf is stored once, in the order of axes in which the graph uses it first, under its path; where that is a name
+    of the graph's own, such as input, it has a number behind it. What does not depend on the inputs and on quantized
+    leaves is computed beforehand. Two-bit tensors need opset 25 (onnxruntime 1.24 or newer); everything else is opset
+    21.
+
+    The model computes what JAX computes, to rounding. Integers wrap around, and dtypes for which onnxruntime has no
+    kernels are carried in wider ones. What may differ is an index out of range, which onnxruntime refuses when it runs,
+    and a maximum over numbers of which some are NaN.
+
+    By default onnxruntime fuses `DequantizeLinear` and `MatMul` into a kernel that rounds activations to 8 bits. With
+    its session option `session.disable_quant_qdq` = "1" they stay in float32, at the speed of a model in float32.
+
+    Args:
+      function: from a tree of weights, and the inputs, to an array or a tree of arrays. It may use dense layers,
+        embeddings, convolutions and transposed ones, pooling, elementwise functions, reductions, sorting, reshaping,
+        slicing, indexing, concatenation and padding; no loops.
+      quantized: the tree of weights as `quantize` or `pack` returns it; other leaves are stored as they are.
+      *inputs: one example, array or `jax.ShapeDtypeStruct`, for every further argument. A dimension that is symbolic
+        (`jax.export.symbolic_shape`) is free in the model.
+      base3: whether ternary weights take 1.6 bits, five to a byte, instead of 2.
+
+    Returns:
+      An `onnx.ModelProto`. Inputs are called input, or input_0, input_1, ...; outputs likewise.
+
+    Warns:
+      UserWarning: the function does not use a quantized leaf, which is left out of the model.
+
+    Raises:
+      ValueError: the function has a primitive that has no counterpart here, or not for its dtype or parameters, which
+        the message names; it returns no array; or a quantized leaf is float64.
+      ImportError: onnx is not installed.
+
+    Example:
+      >>> import fobt, jax
+      >>> import jax.numpy as jnp
+      >>> quantized = fobt.quantize({"kernel": jnp.array([[1.0, -3.0]])}, None, fobt.linear(4))
+      >>> x = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 1"), jnp.float32)
+      >>> model = fobt.export.to_onnx(lambda weights, x: x @ weights["kernel"], quantized, x)
+      >>> [node.op_type for node in model.graph.node]
+      ['DequantizeLinear', 'MatMul']
+      >>> model.graph.initializer[0].raw_data.hex()  # codes 2 and -6
+      'a2'
+    """
+    quantized = unpack(quantized)
+    weights = dequantize(quantized)
+    closed = jax.make_jaxpr(function)(weights, *inputs)
+    if not closed.out_avals:
+        raise ValueError("function must return an array or a tree of arrays, got no array.")
+    input_types = closed.in_avals[len(jax.tree.leaves(weights)) :]
+    tensors = [
+        Tensor(name, aval.shape, np.dtype(aval.dtype))
+        for name, aval in zip(numbered("input", len(input_types)), input_types, strict=True)
+    ]
+    leaves = [_leaf(path, leaf) for path, leaf in zip(leaf_paths(weights), leaves_of_quantized(quantized), strict=True)]
+    paths = [leaf.name for leaf in leaves if isinstance(leaf, Weights)]
+    graph = Graph(tensors, numbered("output", len(closed.out_avals)), paths, functools.partial(emit, base3=base3))
+    graph.add_outputs(_convert(graph, closed, [*leaves, *tensors]))
+    warn_of_unused(graph.unused_leaves())
+    return _model(graph, tensors, closed.out_avals)
+
+
+def _leaf(path: str, leaf: Any) -> Value:
+    if not isinstance(leaf, Quantized):
+        return Constant(np.asarray(leaf))
+    return Weights.of(path, leaf) if leaf.codes.size else Constant(np.asarray(leaf.dequantize()))
+
+
+def _constants(arrays: Iterable[Any]) -> list[Value]:
+    return [Constant(np.asarray(array)) for array in arrays]
+
+
+def _convert(graph: Graph, closed: core.ClosedJaxpr, arguments: list[Value]) -> list[Value]:
+    """The values of the outputs of a jaxpr."""
+    jaxpr, constants = closed.jaxpr, _constants(closed.consts)
+    values: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
+
+    def read(atom: Any) -> Value:
+        is_literal = isinstance(atom, core.Literal)
+        return Constant(np.asarray(atom.val, atom.aval.dtype)) if is_literal else values[atom]
+
+    for eqn in jaxpr.eqns:
+        inputs = [read(atom) for atom in eqn.invars]
+        if (called := called_jaxpr(eqn)) is not None:
+            outputs = _convert(graph, called, inputs)
+        elif (known := _known(eqn, inputs)) is not None:
+            outputs = known
+        else:
+            outputs = _converted(graph, eqn, inputs)
+        values.update(zip(eqn.outvars, outputs, strict=True))
+    try:
+        return [graph.expand(read(atom), atom.aval.shape) for atom in jaxpr.outvars]
+    except Unsupported as reason:
+        raise ValueError(f"function has an output {reason}, which to_onnx cannot convert.") from None
+
+
+def _converted(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
+    """The outputs of an equation, computed by the graph."""
+    name = eqn.primitive.name
+    if name not in CONVERTERS:
+        raise ValueError(
+            f"function has the primitive {name}, which to_onnx cannot convert; it knows {', '.join(CONVERTERS)}."
+        )
+    try:
+        outputs = CONVERTERS[name](graph, eqn, *inputs)
+    except Unsupported as reason:
+        raise ValueError(f"function has the primitive {name} {reason}, which to_onnx cannot convert.") from None
+    return outputs if eqn.primitive.multiple_results else [outputs]
+
+
+def _known(eqn: Any, inputs: list[Value]) -> list[Value] | None:
+    """The outputs of an equation that is evaluated beforehand: its inputs are known, or there are no numbers in them.
+
+    What is merely larger than its input is left to the operators.
+    """
+    in_shapes, out_shapes = ([var.aval.shape for var in some] for some in (eqn.invars, eqn.outvars))
+    if not all(isinstance(size, int) for shape in (*in_shapes, *out_shapes) for size in shape):
+        return None
+    if all(0 in shape for shape in out_shapes):
+        return [Constant(np.zeros(var.aval.shape, var.aval.dtype)) for var in eqn.outvars]
+    arrays = [_array(value, var.aval) for value, var in zip(inputs, eqn.invars, strict=True)]
+    is_larger = eqn.primitive.name == "broadcast_in_dim" and math.prod(out_shapes[0]) > math.prod(in_shapes[0])
+    if is_larger or any(array is None for array in arrays) or not isinstance(eqn.params.get("dim", 0), int):
+        return None
+    results = eqn.primitive.bind(*map(jnp.asarray, arrays), **eqn.params)
+    return _constants(results if eqn.primitive.multiple_results else [results])
+
+
+def _array(value: Value, aval: Any) -> np.ndarray | None:
+    """The numbers of a value, where they are known or there are none."""
+    if 0 in aval.shape:
+        return np.zeros(aval.shape, aval.dtype)
+    return np.broadcast_to(value.array, aval.shape) if isinstance(value, Constant) else None
+
+
+def _model(graph: Graph, inputs: Sequence[Tensor], output_types: Sequence[Any]) -> Any:
+    helper = graph.onnx.helper
+
+    def describe(name: str, like: Any) -> Any:
+        shape = [size if isinstance(size, int) else str(size) for size in like.shape]
+        return helper.make_tensor_value_info(name, graph.data_type(like.dtype), shape)
+
+    opsets = [helper.make_opsetid("", graph.opset)]
+    functions = [helper.make_function(DOMAIN, name, *body, opsets) for name, body in graph.functions.items()]
+    used = opsets + ([helper.make_opsetid(DOMAIN, 1)] if functions else [])
+    return helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "fobt",
+            [describe(tensor.name, tensor) for tensor in inputs],
+            [describe(name, like) for name, like in zip(graph.outputs, output_types, strict=True)],
+            list(graph.initializers.values()),
+        ),
+        producer_name="fobt",
+        opset_imports=used,
+        ir_version=helper.find_min_ir_version_for(opsets),
+        functions=functions,
+    )

@@ -1,0 +1,1 @@
+"""The method, one step forward and backtrack, its one-gradient form, and the preconditioner under them."""

@@ -1,0 +1,261 @@
+"""The method: one step forward, the gradient there, and back.
+
+With latent weights w, ŵ = P(w, C) their curvature-weighted projection, g the gradient at ŵ, learning rate η and
+backtracking coefficient a, a two-stage update computes (numbers as in the paper; ⊘ is elementwise division)
+
+    w* = w - η m̂ ⊘ C₁           m̂, C₁: direction and curvature with g                    (5)  one step forward
+    ŵ* = P(w*, C₁)                                                                         (4)
+    g* = gradient at ŵ*, same minibatch;  C*: curvature with g, then g*
+    g' = a g + (1 - a) g*                                                                  (8)  backtrack
+    C  = a C₁ + (1 - a) C*                                                                 (9)
+    w  ← w - η m̂' ⊘ C           m̂': direction with g' instead of g                       (7)
+
+and leaves C in the optimizer state, so that the next ŵ = P(w, C) is a function of params and state (6). A plain update
+is w ← w - η m̂ ⊘ C₁, which is loss-aware quantization.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import DTypeLike
+
+from fobt._src.base.checks import check_no_holes, check_number, check_same_leaves, check_state
+from fobt._src.optimizers.preconditioner import Preconditioner, adam_preconditioner
+from fobt._src.optimizers.quantized_optimizer import QuantizedOptimizer
+from fobt._src.trees.bounds import check_bounds, clip_updates
+from fobt._src.trees.grad_fn import GradFn, check_same_quantizer
+from fobt._src.trees.leaves import TreeQuantizer, check_quantizer, leaf_quantizers
+
+
+def forward_backtrack(
+    learning_rate: optax.ScalarOrSchedule,
+    quantizer: TreeQuantizer,
+    *,
+    a: float = 0.6,
+    every: int | Callable[[jax.Array], Any] = 1,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    mu_dtype: DTypeLike | None = None,
+    weight_bounds: Sequence[float] | None = None,
+    grad_transform: optax.GradientTransformation | None = None,
+    preconditioner: Preconditioner | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""One step forward and backtrack (BLAQ) with Adam's moments, for training weights of few bits.
+
+    The update is called with gradients taken at `fobt.quantized_params(params, state, quantizer)` and with `grad_fn`:
+
+        updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
+
+    `grad_fn` maps a tree of quantized weights to the gradients of the loss there, on the same minibatch and with the
+    same random keys; batch statistics of that pass are to be dropped. It is evaluated once in a two-stage step and
+    never in a plain one. `fobt.value_and_grad` makes it. An update takes one more keyword, `two_stage`, which overrides
+    `every` for this step: a Python bool selects straight-line code (two compiled programs), a traced bool a `lax.cond`.
+    Unknown keywords are ignored.
+
+    Leaves that are not quantized take part in both stages with the identity as their projection. Where a trial gradient
+    or its square is not finite the step falls back to the plain one (the second moment to rounding).
+
+    Args:
+      learning_rate: η ≥ 0, or an Optax schedule, called with counts from 0.
+      quantizer: what is quantized and how: the projection P.
+      a: backtracking coefficient in (0, 1], the weight of the current gradient. a = 1 is `optax.adam`, and `grad_fn` is
+        never called.
+      every: the update is two-stage in every `every`-th step, counting from 1; or a predicate of that count. A period
+        m ≥ 2 costs 1 + 1/m gradients a step. The paper's period counts epochs: for that, pass `two_stage`.
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the second moment, in [0, 1).
+      eps: ε ≥ 0, added to the root of the second moment; float16 params need 1e-7 or more, as less is 0 there.
+      mu_dtype: dtype in which the first moment is stored, as in `fobt.adam_preconditioner`; None is that of params.
+      weight_bounds: (low, high) to which the latents of quantized leaves are clipped, w* and w; the code of LAQ has
+        (-1, 1).
+      grad_transform: a stateless transformation applied to both gradients, such as `optax.clip_by_global_norm(1.0)`.
+        In a chain before this transformation it would change the first one only.
+      preconditioner: what turns gradients into direction and curvature, instead of Adam with `b1`, `b2`, `eps` and
+        `mu_dtype`, which are then to be left out.
+
+    Returns:
+      A transformation whose state is that of `optax.scale_by_adam`: `count`, `mu`, `nu`. As it evaluates `grad_fn` on
+      the whole tree, it goes outside of `optax.masked` and `optax.partition`; choose leaves with `fobt.per_leaf`.
+
+    Raises:
+      ValueError: an argument is out of range, or one of Adam's is given together with a preconditioner; at `init` or
+        `update`, params are missing, have holes, or do not match the gradients or the state, or `grad_fn` is missing
+        (unless a = 1), returns other leaves than the params have, or was made by `fobt.value_and_grad` with another
+        quantizer.
+
+    Example:
+      >>> import fobt, jax, optax
+      >>> import jax.numpy as jnp
+      >>> def loss_fn(weights):
+      ...     return jnp.sum((weights - jnp.array([[1.0, -2.0, 1.5]])) ** 2)
+      >>> quantizer = fobt.binary()
+      >>> tx = fobt.forward_backtrack(0.1, quantizer, a=0.6)
+      >>> params = jnp.array([[0.3, 0.2, -0.1]])
+      >>> state = tx.init(params)
+      >>> for _ in range(30):
+      ...     loss, grads, grad_fn = fobt.value_and_grad(loss_fn, quantizer)(params, state)
+      ...     updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
+      ...     params = optax.apply_updates(params, updates)
+      >>> fobt.quantize(params, state, quantizer).codes
+      Array([[ 1, -1,  1]], dtype=int8)
+
+    References:
+      Ma, Zhou, Ma, Yu, Li, One-Step Forward and Backtrack: Overcoming Zig-Zagging in Loss-Aware Quantization Training,
+      AAAI 2024, Algorithm 1.
+    """
+    if not callable(learning_rate):
+        check_number(
+            "learning_rate", learning_rate, "at least 0 and finite, or a schedule", lambda x: 0 <= x < math.inf
+        )
+    check_quantizer(quantizer)
+    check_number("a", a, "in (0, 1]", lambda x: 0 < x <= 1)
+    if not callable(every):
+        check_number("every", every, "an integer of at least 1 or a predicate of the step count", _is_period)
+    if weight_bounds is not None:
+        check_bounds(weight_bounds)
+    if preconditioner is None:
+        preconditioner = adam_preconditioner(b1, b2, eps, mu_dtype=mu_dtype)
+    else:
+        _check_left_out(b1=(b1, 0.9), b2=(b2, 0.999), eps=(eps, 1e-8), mu_dtype=(mu_dtype, None))
+    never = not isinstance(a, jax.core.Tracer) and a == 1
+
+    def init(params: optax.Params) -> Any:
+        check_no_holes(params)
+        leaf_quantizers(quantizer, params)
+        if grad_transform is not None and jax.tree.leaves(grad_transform.init(params)):
+            raise ValueError(
+                "grad_transform must be stateless, as it is applied twice in a step; its state has leaves."
+            )
+        return preconditioner.init(params)
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        grad_fn: GradFn | None = None,
+        two_stage: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        del extra_args
+        if params is None:
+            raise ValueError("params must be given: update(grads, state, params, grad_fn=grad_fn), got None.")
+        if not callable(grad_fn) and not never:
+            raise ValueError(
+                f"grad_fn must be a function from quantized weights to gradients, got {type(grad_fn).__name__}. Call "
+                "update(grads, state, params, grad_fn=grad_fn) with what fobt.value_and_grad makes: "
+                "loss, grads, grad_fn = fobt.value_and_grad(loss_fn, quantizer)(params, state, ...)."
+            )
+        check_no_holes(params)
+        check_same_leaves("grads", updates, "params", params)
+        check_state(state, preconditioner.init, params)
+        check_same_quantizer(grad_fn, quantizer, params)
+        quantizers = leaf_quantizers(quantizer, params)
+        eta = learning_rate(state.count) if callable(learning_rate) else learning_rate
+
+        def transform(grads: optax.Updates) -> optax.Updates:
+            if grad_transform is None:
+                return grads
+            return grad_transform.update(grads, grad_transform.init(params), params)[0]
+
+        def step(direction: optax.Updates, curvature: optax.Updates) -> optax.Updates:
+            """The update -η m̂ ⊘ C, cut where it would leave the weight bounds."""
+            steps = jax.tree.map(lambda m, c: jnp.asarray(-eta, m.dtype) * (m / c), direction, curvature)
+            if weight_bounds is not None:
+                steps = clip_updates(steps, params, weight_bounds, quantizers)
+            return optax.tree.cast_like(steps, params)
+
+        def project(latents: optax.Params, curvature: optax.Updates) -> optax.Params:
+            """P, leaf by leaf."""
+            leaves, structure = jax.tree.flatten(latents)
+            projected = [
+                w if quantize is None else quantize(w, c).dequantize()
+                for w, c, quantize in zip(leaves, jax.tree.leaves(curvature), quantizers, strict=True)
+            ]
+            return jax.tree.unflatten(structure, projected)
+
+        grads = transform(updates)
+        direction, curvature, plain_state = preconditioner.update(grads, state)
+        plain = step(direction, curvature), plain_state
+
+        def two_stage_step(grad_fn: GradFn) -> tuple[optax.Updates, Any]:
+            trial = optax.apply_updates(params, plain[0])  # (5)
+            trial_quantized = project(trial, curvature)  # (4)
+            returned = grad_fn(trial_quantized)
+            check_same_leaves("the gradients that grad_fn returns", returned, "params", params)
+            trial_grads = transform(jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(returned)))
+            _, trial_curvature, _ = preconditioner.update(trial_grads, plain_state)
+            finite = _squares_finite(trial_grads)
+            blended_grads = _blend(a, grads, trial_grads, finite)  # (8)
+            blended_curvature = _blend(a, curvature, trial_curvature, finite)  # (9)
+            blended_direction, _, blended_state = preconditioner.update(blended_grads, state)
+            # (7), and (6) of the next step. With a trial that is not finite all of this is the plain step again.
+            next_state = preconditioner.with_curvature(blended_state, blended_curvature)
+            return step(blended_direction, blended_curvature), next_state
+
+        now = _is_two_stage(every, two_stage, state.count)
+        if never or grad_fn is None or now is False:
+            return plain
+        if now is True:
+            return two_stage_step(grad_fn)
+        return jax.lax.cond(now, lambda: two_stage_step(grad_fn), lambda: plain)
+
+    return QuantizedOptimizer(init, update, quantizer)
+
+
+def _is_two_stage(every: Any, two_stage: Any, count: jax.Array) -> Any:
+    """Whether this step is two-stage: a Python bool where that is known now, otherwise a traced one."""
+    if two_stage is not None:
+        now = two_stage
+    elif callable(every):
+        now = every(count + 1)
+    elif isinstance(every, int) and every == 1:
+        return True
+    else:
+        now = (count + 1) % every == 0
+    if not isinstance(now, bool | np.bool_ | jax.Array):
+        raise ValueError(f"two_stage, and what `every` returns, must be a bool, got {now!r}.")
+    return now if isinstance(now, jax.core.Tracer) else bool(now)
+
+
+def _blend(a: Any, current: optax.Updates, trial: optax.Updates, finite: jax.Array) -> optax.Updates:
+    """The blend a x + (1 - a) y of current x and trial y; x where it is not finite, or not all of the trial."""
+
+    def blend(x: jax.Array, y: jax.Array) -> jax.Array:
+        weight = jnp.asarray(a, x.dtype)
+        blended = weight * x + (1 - weight) * y
+        # An infinite curvature stays, also where a weight of 0 would make it NaN.
+        return jnp.where(finite & jnp.isfinite(blended), blended, x)
+
+    return jax.tree.map(blend, current, trial)
+
+
+def _squares_finite(grads: optax.Updates) -> jax.Array:
+    """Whether all gradients are finite, and their squares too, which curvature is made of."""
+    # The extremes of the gradients as they are, which XLA takes several times faster on CPU than those of |grads|.
+    extremes = [
+        extreme(leaf, initial=0).astype(leaf.dtype) for leaf in jax.tree.leaves(grads) for extreme in (jnp.max, jnp.min)
+    ]
+    return jnp.all(jnp.asarray([jnp.isfinite(jnp.square(extreme)) for extreme in extremes]))
+
+
+def _is_period(every: float) -> bool:
+    return every >= 1 and every % 1 == 0
+
+
+def _check_left_out(**given: tuple[Any, Any]) -> None:
+    """Raises a ValueError unless the arguments, pairs of value and default, are the defaults as far as is known."""
+    for name, (value, default) in given.items():
+        if not isinstance(value, jax.core.Tracer) and value is not default and (default is None or value != default):
+            raise ValueError(
+                f"{name} must be left out with a preconditioner, which has its own: "
+                f"fobt.adam_preconditioner({name}=...), say; got {value!r}."
+            )

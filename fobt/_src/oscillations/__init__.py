@@ -1,0 +1,1 @@
+"""Zig-zagging of codes: seen, frozen, dampened, and what it does to batch statistics."""

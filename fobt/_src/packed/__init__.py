@@ -1,0 +1,1 @@
+"""Packed weights and packed files; what reads them needs no JAX."""

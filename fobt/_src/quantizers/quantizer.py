@@ -1,0 +1,350 @@
+"""Quantizers: pure functions from weights and their curvature to the nearest quantized weights."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import operator
+from functools import partial
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from fobt._src.quantizers import solvers
+from fobt._src.quantizers.granularity import Granularity, PerTensor
+from fobt._src.quantizers.grid import Grid
+from fobt._src.quantizers.quantized import Quantized, scale_of_each
+
+Solver = Literal["exact", "histogram", "alternating"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantizer:
+    """The curvature-weighted projection of weights onto a grid. Made by `binary`, `ternary`, `linear`, `logarithmic`.
+
+    For each group of weights w that shares a scale, with curvature C > 0, a call computes
+
+        argmin over α > 0, β ∈ Qⁿ of  ½ Σᵢ Cᵢ (wᵢ - α βᵢ)²                                                          (P)
+
+    Attributes:
+      grid: the levels Q.
+      granularity: which weights share a scale: `per_tensor`, `per_channel` or `per_block`.
+      solver: how (P) is solved.
+
+          - "histogram" finds the best of some thousand α by sums over a histogram of log|w| and refines it by two
+            alternations. Time and memory are linear. In groups of many weights its objective is the optimum to about
+            1e-4; in groups of less than 2048 the histogram is coarser, and the objective the optimum to about 1e-2.
+          - "exact" finds the global optimum by sorting, O(n L log nL) for L positive levels: for small or unsharded
+            tensors.
+          - "alternating" is Algorithm 2 of the AAAI paper (LATa, LAQ), at most ten rounds to a local minimum,
+            from `codes` where these are given.
+
+        The binary grid has a closed form and uses none of them.
+      scales: 1, or 2 where positive and negative weights are projected separately (ternary grid).
+      stacked: leading axes of a leaf along which tensors are stacked, each with scales of its own, as `granularity`
+        says; the leaves of a tree that it takes by default have two axes more.
+
+    Example:
+      >>> import fobt
+      >>> quantizer = fobt.ternary()
+      >>> quantizer([0.9, -1.1, 0.1], curvature=[1.0, 3.0, 1.0]).dequantize()
+      Array([ 1.05, -1.05,  0.  ], dtype=float32)
+
+    References:
+      Hou, Yao, Kwok, Loss-aware Binarization of Deep Networks, ICLR 2017; Hou, Kwok, Loss-aware Weight Quantization of
+      Deep Networks, ICLR 2018; Ma, Zhou, Ma, Yu, Li, One-Step Forward and Backtrack, AAAI 2024, Eq. 4 and 6.
+    """
+
+    grid: Grid
+    granularity: Granularity
+    solver: Solver
+    scales: int
+    stacked: int = 0
+
+    def __call__(
+        self, weights: ArrayLike, curvature: ArrayLike | None = None, *, codes: ArrayLike | None = None
+    ) -> Quantized:
+        """Projects weights onto the grid.
+
+        Sums accumulate in float32, or in float64 for float64 weights. Weights of a group that are all zero give zero
+        weights: scale 1, and for the binary grid scale 0 with codes +1 (sign(0) = +1). NaN in, NaN out.
+
+        Args:
+          weights: w, floating, of any shape, also empty.
+          curvature: C, broadcast to the shape of `weights`, 0, between 1e-30 and 1e30, or infinite; a positive factor,
+            also one per group, does not matter. None means 1. An infinite C pins a weight, which its optimizer cannot
+            move: the scale and the other codes of the group are those without it, and its code is that of the level
+            nearest to it. Where C is 0 or infinite for all of a group, so that every α is as good, the scale is of the
+            size of the largest magnitude. With two scales each sign is a group.
+          codes: previous codes, in the shape of `weights`, from which the alternating solver starts; only their
+            magnitudes are used. The other solvers do not need them.
+
+        Returns:
+          The projection.
+
+        Raises:
+          ValueError: `weights` is not floating, a shape does not match, or the granularity names an axis that the
+            weights do not have.
+        """
+        arrays = (None if x is None else jnp.asarray(x) for x in (curvature, codes))
+        return self._projection(_checked_weights(weights), *arrays)
+
+    def round_to_nearest(self, weights: ArrayLike, scale: ArrayLike) -> Quantized:
+        """Quantizes weights with a scale that is given: each code is that of the level nearest to w/α.
+
+        Weights beyond ±α are clipped to it: on the linear grid codes are round(clip(w, -α, α) / (α/n)). The curvature
+        does not matter here. Where α is 0, so are the quantized weights.
+
+        Args:
+          weights: w, floating and finite, of any shape, also empty.
+          scale: α ≥ 0, in the shape in which `Quantized` stores it, () for one scale per tensor.
+
+        Returns:
+          The quantized weights, with that scale.
+
+        Raises:
+          ValueError: `weights` is not floating, or `scale` does not have that shape.
+
+        Example:
+          >>> import fobt
+          >>> quantized = fobt.linear(3).round_to_nearest([3.0, -1.0, 0.2, 2.0], scale=1.5)
+          >>> quantized.codes, quantized.scale
+          (Array([ 3, -2,  0,  3], dtype=int8), Array(1.5, dtype=float32))
+        """
+        weights = _checked_weights(weights)
+        scale = jnp.asarray(scale, np.promote_types(weights.dtype, jnp.float32))
+        split, shape = self.granularity, self._scale_shape(weights)
+        if scale.shape != shape:
+            raise ValueError(f"scale must have shape {shape} for weights of {weights.shape}, got {scale.shape}.")
+        w = split.group(weights.astype(scale.dtype))
+        alpha = scale_of_each(scale, w, split, self.scales, weights.ndim)
+        codes = self.grid.nearest(jnp.where(alpha == 0, 0, jnp.abs(w) / jnp.where(alpha == 0, 1, alpha)))
+        return self._quantized(weights, jnp.where(w < 0, -codes, codes), scale)
+
+    @partial(jax.jit, static_argnums=0)
+    def _projection(self, weights: jax.Array, curvature: jax.Array | None, codes: jax.Array | None) -> Quantized:
+        """`__call__`, in the context of the mesh of the weights, over which new arrays are then spread."""
+        mesh = jax.typeof(weights).sharding.mesh
+        with jax.sharding.use_abstract_mesh(mesh) if mesh.explicit_axes else contextlib.nullcontext():
+            return self._project_groups(weights, curvature, codes)
+
+    def _project_groups(self, weights: jax.Array, curvature: jax.Array | None, codes: jax.Array | None) -> Quantized:
+        """`__call__`, for all groups at once."""
+        dtype = np.promote_types(weights.dtype, jnp.float32)
+        split = self.granularity
+
+        def grouped(name: str, x: ArrayLike) -> jax.Array:
+            try:
+                return split.group(jnp.broadcast_to(jnp.asarray(x, dtype), weights.shape))
+            except ValueError:
+                shape = jnp.shape(x)
+                raise ValueError(
+                    f"{name} must broadcast to the shape of weights, {weights.shape}, got {shape}."
+                ) from None
+
+        axes = split.axes(weights.ndim)
+        w = split.group(weights.astype(dtype))
+        members = split.members(weights.shape, dtype) > 0
+        # With explicit mesh axes the factor, which costs nothing, spreads the curvature as the weights are.
+        c = (members.astype(dtype) if curvature is None else grouped("curvature", curvature)) * jnp.ones_like(w)
+        previous = None if codes is None else jnp.abs(grouped("codes", codes))
+
+        def project(side: jax.Array, members: jax.Array) -> tuple[jax.Array, jax.Array]:
+            voting = members & ~solvers.is_pinned(c)
+            largest, largest_voting = solvers.joint_max(side, jnp.where(voting, side, -1), axes)
+            # Where all are pinned they set the scale; what is not finite shall not pass as finite; nothing has scale 0.
+            largest = jnp.where(jnp.isfinite(largest) & (largest_voting >= 0), largest_voting, jnp.maximum(largest, 0))
+            problem = solvers.Problem(solvers.normalise(side, largest), c, members.astype(dtype), axes)
+            return self._project(problem, largest, None if previous is None else previous * members)
+
+        if self.grid.spacing == "binary":
+            scale = split.squeeze(self._binary_scale(w, c, members, axes))
+            signed_codes = jnp.where(w < 0, -1, 1)
+        elif self.scales == 1:
+            magnitude_codes, scale = project(jnp.abs(w), members)
+            signed_codes = jnp.where(w < 0, -magnitude_codes, magnitude_codes)
+            scale = split.squeeze(scale)
+        else:  # NaN belongs to both sides.
+            positive, positive_scale = project(jnp.maximum(w, 0), ~(w <= 0))
+            negative, negative_scale = project(jnp.maximum(-w, 0), ~(w >= 0))
+            signed_codes = positive - negative
+            scale = jnp.stack([split.squeeze(positive_scale), split.squeeze(negative_scale)])
+        return self._quantized(weights, signed_codes, scale)
+
+    def _scale_shape(self, weights: jax.Array) -> tuple[int, ...]:
+        """The shape in which `Quantized` stores the scale of these weights."""
+        split, axes = self.granularity, self.granularity.axes(weights.ndim)
+        one_scale = jax.eval_shape(lambda w: split.squeeze(jnp.sum(split.group(w), axes, keepdims=True)), weights)
+        return one_scale.shape if self.scales == 1 else (self.scales, *one_scale.shape)
+
+    def _quantized(self, weights: jax.Array, signed_codes: jax.Array, scale: jax.Array) -> Quantized:
+        """Codes in grouped form, as floats, and a scale as the quantized form of `weights`."""
+        return Quantized(
+            codes=self.granularity.ungroup(signed_codes.astype(jnp.int8), weights.shape),
+            scale=scale,
+            grid=self.grid,
+            granularity=self.granularity,
+            scales=self.scales,
+            dtype=weights.dtype,
+        )
+
+    def _binary_scale(self, w: jax.Array, c: jax.Array, members: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        """The closed form, in grouped form."""
+        # Maxima of the weights as they are, not of expressions of them, are the ones that XLA takes fastest on CPU. So
+        # pinned weights are among them; the unit has a limit, that others do not vanish beside the largest floats.
+        largest = jnp.maximum(jnp.max(w, axes, keepdims=True, initial=0), -jnp.min(w, axes, keepdims=True, initial=0))
+        unit = jnp.minimum(largest, 2.0 ** (jnp.finfo(w.dtype).maxexp // 2))
+        problem = solvers.Problem(solvers.normalise(jnp.abs(w), unit), c, members.astype(w.dtype), axes)
+        scale = solvers.closed_form(problem, default=largest / jnp.where(unit == 0, 1, unit)) * unit
+        return jnp.where(jnp.isfinite(largest), scale, largest)  # what is not finite shall not pass as finite
+
+    def _project(
+        self, problem: solvers.Problem, largest: jax.Array, codes: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Codes and scales of weights ≥ 0 whose largest is given for every group, in grouped form."""
+        if self.solver == "exact":
+            assigning, fitted = solvers.exact(problem, self.grid)
+        elif self.solver == "histogram":
+            assigning, fitted = solvers.histogram(problem, self.grid)
+        else:
+            assigning, fitted = solvers.alternating(problem, self.grid, codes)
+        return self.grid.nearest(problem.r / assigning), jnp.where(largest == 0, 1, fitted * largest)
+
+
+def binary(*, granularity: Granularity = PerTensor(), stacked: int = 0) -> Quantizer:  # noqa: B008 - immutable
+    """One bit: codes -1 and +1, with the scale α = Σ C|w| / Σ C.
+
+    Args:
+      granularity: which weights share a scale.
+      stacked: leading axes along which tensors are stacked, such as seeds or the layers of a scan; see `Quantizer`.
+
+    Returns:
+      The quantizer.
+
+    Raises:
+      ValueError: `granularity` is not one.
+
+    Example:
+      >>> import fobt
+      >>> fobt.binary()([0.5, -1.5], curvature=[3.0, 1.0]).dequantize()
+      Array([ 0.75, -0.75], dtype=float32)
+    """
+    return _make(Grid("binary", 1), granularity, "histogram", stacked)
+
+
+def ternary(
+    *,
+    scale_per_sign: bool = False,
+    solver: Solver = "histogram",
+    granularity: Granularity = PerTensor(),  # noqa: B008 - immutable
+    stacked: int = 0,
+) -> Quantizer:
+    """Ternary weights: codes -1, 0 and +1, stored in two bits; LAT, and with two scales LAT2.
+
+    Args:
+      scale_per_sign: whether positive and negative weights have a scale each, and are projected separately.
+      solver: "exact", "histogram" or "alternating", see `Quantizer`.
+      granularity: which weights share a scale.
+      stacked: leading axes along which tensors are stacked, such as seeds or the layers of a scan; see `Quantizer`.
+
+    Returns:
+      The quantizer.
+
+    Raises:
+      ValueError: an argument is not one of these.
+
+    Example:
+      >>> import fobt
+      >>> fobt.ternary(scale_per_sign=True)([4.0, 2.0, -1.0, 0.1]).dequantize()
+      Array([ 3.,  3., -1.,  0.], dtype=float32)
+    """
+    if not isinstance(scale_per_sign, bool):
+        raise ValueError(f"scale_per_sign must be True or False, got {scale_per_sign!r}.")
+    return _make(Grid("linear", 2), granularity, solver, stacked, scales=2 if scale_per_sign else 1)
+
+
+def linear(
+    bits: int,
+    *,
+    solver: Solver = "histogram",
+    granularity: Granularity = PerTensor(),  # noqa: B008 - immutable
+    stacked: int = 0,
+) -> Quantizer:
+    """Equally spaced levels {0, ±1/n, ..., ±1}, n = 2^(bits-1) - 1. Two bits are ternary.
+
+    Args:
+      bits: 2 to 8.
+      solver: "exact", "histogram" or "alternating", see `Quantizer`.
+      granularity: which weights share a scale.
+      stacked: leading axes along which tensors are stacked, such as seeds or the layers of a scan; see `Quantizer`.
+
+    Returns:
+      The quantizer.
+
+    Raises:
+      ValueError: an argument is not one of these.
+
+    Example:
+      >>> import fobt
+      >>> quantized = fobt.linear(3)([3.0, -1.0, 0.2, 2.0])
+      >>> quantized.codes, quantized.scale
+      (Array([ 3, -1,  0,  2], dtype=int8), Array(3., dtype=float32))
+    """
+    return _make(Grid("linear", _checked_bits(bits, 8)), granularity, solver, stacked)
+
+
+def logarithmic(
+    bits: int,
+    *,
+    solver: Solver = "histogram",
+    granularity: Granularity = PerTensor(),  # noqa: B008 - immutable
+    stacked: int = 0,
+) -> Quantizer:
+    """Powers of two {0, ±2^-(n-1), ..., ±1/2, ±1}, n = 2^(bits-1) - 1. Two bits are ternary.
+
+    Args:
+      bits: 2 to 5.
+      solver: "exact", "histogram" or "alternating", see `Quantizer`.
+      granularity: which weights share a scale.
+      stacked: leading axes along which tensors are stacked, such as seeds or the layers of a scan; see `Quantizer`.
+
+    Returns:
+      The quantizer.
+
+    Raises:
+      ValueError: an argument is not one of these.
+
+    Example:
+      >>> import fobt
+      >>> quantized = fobt.logarithmic(3)([4.0, -1.0, 0.1, 2.0])
+      >>> quantized.codes, quantized.scale
+      (Array([ 3, -1,  0,  2], dtype=int8), Array(4., dtype=float32))
+    """
+    return _make(Grid("logarithmic", _checked_bits(bits, 5)), granularity, solver, stacked)
+
+
+def _make(grid: Grid, granularity: Granularity, solver: Solver, stacked: int, scales: int = 1) -> Quantizer:
+    if not isinstance(granularity, Granularity):
+        raise ValueError(f"granularity must be made by per_tensor, per_channel or per_block, got {granularity!r}.")
+    if solver not in get_args(Solver):
+        raise ValueError(f"solver must be one of {get_args(Solver)}, got {solver!r}.")
+    if isinstance(stacked, bool) or not hasattr(stacked, "__index__") or stacked < 0:
+        raise ValueError(f"stacked must be an integer of at least 0, got {stacked!r}.")
+    count = operator.index(stacked)
+    return Quantizer(grid, granularity.stacked(count), solver, scales, count)
+
+
+def _checked_weights(weights: ArrayLike) -> jax.Array:
+    weights = jnp.asarray(weights)
+    if not jnp.issubdtype(weights.dtype, jnp.floating):
+        raise ValueError(f"weights must be floating, got dtype {weights.dtype}.")
+    return weights
+
+
+def _checked_bits(bits: int, largest: int) -> int:
+    if isinstance(bits, bool) or not hasattr(bits, "__index__") or not 2 <= bits <= largest:
+        raise ValueError(f"bits must be an integer from 2 to {largest}, got {bits!r}.")
+    return operator.index(bits)

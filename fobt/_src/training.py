@@ -1,0 +1,158 @@
+"""Quantizer and optimizer said once: all that a training loop needs, made of the functions below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from fobt._src.optimizers.optimistic import quantized_trial_params
+from fobt._src.optimizers.quantized_optimizer import QuantizedOptimizer, looks_ahead
+from fobt._src.trees.grad_fn import GradFn
+from fobt._src.trees.leaves import TreeQuantizer, check_quantizer, check_same_choices
+from fobt._src.trees.params import quantize, quantized_params
+from fobt._src.trees.value_and_grad import value_and_grad
+
+
+class Training:
+    """Training of quantized weights: one quantizer, one optimizer, and what a loop does with both.
+
+    Use it for a new training loop. Those who compose Optax transformations by hand find the same steps in
+    `fobt.value_and_grad`, `fobt.quantized_params` and `fobt.quantize`; `optimizer` is the transformation itself.
+
+    - `fobt.Training(optax.adam(1e-2), fobt.binary())` is loss-aware training (LAB, LAQ), with any Optax optimizer that
+      keeps a second moment;
+    - `fobt.Training(fobt.forward_backtrack(1e-2, fobt.binary()))` is the method with two gradients in a step;
+    - `fobt.Training(fobt.optimistic(fobt.forward_backtrack(1e-2, fobt.binary())))` is its form with one gradient,
+      taken at the quantized weights one step ahead; with `look_ahead=True` and `optax.adam` it is quantized Nesterov.
+
+    Args:
+      optimizer: an Optax transformation.
+      quantizer: what is quantized and how. An optimizer that fobt has made with a quantizer knows it; all others, also
+        a chain around one of these, need it.
+      look_ahead: whether gradients are taken at the quantized weights one step ahead; by default only with
+        `fobt.optimistic`.
+
+    Attributes:
+      optimizer: the Optax transformation.
+      quantizer: the quantizer.
+      look_ahead: whether gradients are taken one step ahead.
+
+    Raises:
+      ValueError: no quantizer is given or known; at `init`, it chooses other quantizers for the leaves than that of the
+        optimizer, or the optimizer keeps no second moment.
+
+    Example:
+      >>> import fobt, jax, optax
+      >>> import jax.numpy as jnp
+      >>> def loss_fn(weights, target):
+      ...     return jnp.sum((weights - target) ** 2)
+      >>> training = fobt.Training(fobt.forward_backtrack(0.1, fobt.binary()))
+      >>> step = jax.jit(training.step(loss_fn))
+      >>> params, target = jnp.array([[0.3, 0.2, -0.1]]), jnp.array([[1.0, -2.0, 1.5]])
+      >>> state = training.init(params)
+      >>> for _ in range(30):
+      ...     params, state, loss = step(params, state, target)
+      >>> training.quantize(params, state).codes
+      Array([[ 1, -1,  1]], dtype=int8)
+    """
+
+    def __init__(
+        self,
+        optimizer: optax.GradientTransformation,
+        quantizer: TreeQuantizer | None = None,
+        *,
+        look_ahead: bool | None = None,
+    ):
+        self._known = optimizer.quantizer if isinstance(optimizer, QuantizedOptimizer) else None
+        chosen = self._known if quantizer is None else quantizer
+        if chosen is None:
+            raise ValueError(
+                "quantizer must be given, as in fobt.Training(optax.adam(1e-2), fobt.binary()): only optimizers that "
+                "fobt makes with a quantizer know theirs, and a chain around one of them does not."
+            )
+        check_quantizer(chosen)
+        self.quantizer = chosen
+        self.optimizer = optax.with_extra_args_support(optimizer)
+        self.look_ahead = looks_ahead(optimizer) if look_ahead is None else look_ahead
+
+    def init(self, params: optax.Params) -> optax.OptState:
+        """The state of the optimizer before the first step, for full-precision params."""
+        if self._known is not None:
+            check_same_choices("the optimizer", self._known, "Training", self.quantizer, params)
+        state = self.optimizer.init(params)
+        jax.eval_shape(self.weights, params, state)  # what is wrong with the state is said now
+        return state
+
+    def weights(self, params: optax.Params, state: optax.OptState) -> optax.Params:
+        """The quantized weights that are evaluated and shipped, as `fobt.quantized_params` gives them."""
+        return quantized_params(params, state, self.quantizer)
+
+    def quantize(self, params: optax.Params, state: optax.OptState) -> Any:
+        """The same weights as codes and scales, as `fobt.quantize` gives them."""
+        return quantize(params, state, self.quantizer)
+
+    def value_and_grad(
+        self, loss_fn: Callable[..., Any], has_aux: bool = False
+    ) -> Callable[..., tuple[Any, optax.Updates, GradFn | None]]:
+        """Makes a function that evaluates a loss and its gradient where this training takes it.
+
+        Args:
+          loss_fn: a function of weights and further arguments to a scalar, or to (scalar, aux) if `has_aux`.
+          has_aux: whether `loss_fn` returns a pair.
+
+        Returns:
+          A function (params, state, *args, **kwargs) -> (value, grads, grad_fn), as `fobt.value_and_grad` makes it, at
+          the quantized weights or, if `look_ahead`, at those one step ahead; then grad_fn is None.
+        """
+        if not self.look_ahead:
+            return value_and_grad(loss_fn, self.quantizer, has_aux)
+        loss_value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
+
+        def value_and_grad_ahead(
+            params: optax.Params, state: optax.OptState, *args: Any, **kwargs: Any
+        ) -> tuple[Any, optax.Updates, None]:
+            weights = quantized_trial_params(params, state, self.quantizer, self.optimizer)
+            return *loss_value_and_grad(weights, *args, **kwargs), None
+
+        return value_and_grad_ahead
+
+    def update(
+        self,
+        grads: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params,
+        *,
+        grad_fn: GradFn | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        """The updates of the optimizer and its next state; arguments as `value_and_grad` gives them.
+
+        Further keywords, such as `two_stage` of `fobt.forward_backtrack`, go to the optimizer.
+        """
+        if grad_fn is not None:
+            extra_args["grad_fn"] = grad_fn
+        return self.optimizer.update(grads, state, params, **extra_args)
+
+    def step(self, loss_fn: Callable[..., Any], has_aux: bool = False, **extra_args: Any) -> Callable[..., Any]:
+        """Makes a whole training step: gradient, update and new params, to be jitted as one.
+
+        Args:
+          loss_fn: a function of weights and further arguments to a scalar, or to (scalar, aux) if `has_aux`.
+          has_aux: whether `loss_fn` returns a pair.
+          **extra_args: keywords of the optimizer's update, such as `two_stage=True`.
+
+        Returns:
+          A function (params, state, *args, **kwargs) -> (params, state, value), where value is what `loss_fn` returned
+          in the first pass. Donate params and state to it: `jax.jit(step, donate_argnums=(0, 1))`.
+        """
+        loss_and_grads = self.value_and_grad(loss_fn, has_aux)
+
+        def step(params: optax.Params, state: optax.OptState, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
+            value, grads, grad_fn = loss_and_grads(params, state, *args, **kwargs)
+            updates, state = self.update(grads, state, params, grad_fn=grad_fn, **extra_args)
+            return optax.apply_updates(params, updates), state, value
+
+        return step

@@ -1,0 +1,1 @@
+"""Quantized weights of whole trees, as functions of params and optimizer state."""

@@ -1,0 +1,113 @@
+"""Curvature of an optimizer state: what the optimizer divides each component of its step by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fobt._src.base.tree_paths import leaf_paths
+from fobt._src.quantizers.quantizer import Quantizer
+
+# Only guards zeros: weights whose gradient has always been zero keep a vote, a vanishing one.
+_EPS = 1e-8
+
+
+class Divisor(NamedTuple):
+    """How the divisor of an optimizer follows from its state, up to a common factor per leaf and ε.
+
+    Attributes:
+      fields: the fields of the state that it is made of, trees like the params.
+      function: from a leaf of each, in float32 or wider, to the divisor.
+    """
+
+    fields: tuple[str, ...]
+    function: Callable[..., jax.Array]
+
+
+# States by the names of their types; Optax does not export all of these types. Every other state with a field `nu`
+# holds a second moment: of Adam and most of its relatives, RMSProp, AdaBelief, or of a preconditioner of one's own.
+_SECOND_MOMENT = Divisor(("nu",), jnp.sqrt)
+_DIVISORS = {
+    "ScaleByAmsgradState": Divisor(("nu_max",), jnp.sqrt),
+    "ScaleByRStdDevState": Divisor(("nu", "mu"), lambda nu, mu: jnp.sqrt(jnp.maximum(nu - jnp.square(mu), 0))),
+    "SophiaState": Divisor(("nu",), lambda hessian: jnp.maximum(hessian, 0)),
+}
+_WITHOUT_DIVISOR = {
+    "ScaleByRStdDevWithCountState": "rmsprop with centered and bias_correction divides by √(v/c - m²/c²), whose c it "
+    "does not hold (without bias_correction it works)",
+    "ScaleBySM3State": "sm3 divides by the root of sums of squares that it does not hold; its `nu` is a momentum",
+    "ScaleByNovogradState": "novograd divides a whole leaf by one number, which is curvature 1",
+    "GaLoreState": "galore divides in another basis than that of the weights",
+}
+
+
+def curvatures(
+    params: optax.Params, state: optax.OptState | None, quantizers: Sequence[Quantizer | None]
+) -> list[jax.Array | None]:
+    """The divisor + ε for every leaf of `params` that has a quantizer; None for others, and where there is no state."""
+    needed = [quantizer is not None for quantizer in quantizers]
+    if state is None or not any(needed):
+        return [None] * len(needed)
+    # An optimizer that sees only a part of the params (`masked`, `partition`) has holes for the others.
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+    found: list[list[tuple[Divisor, list[Any]]]] = [[] for _ in needed]
+    without_divisor = []
+    for holder in _holders(state):
+        name = type(holder).__name__
+        if name in _WITHOUT_DIVISOR:
+            without_divisor.append(f" {name} will not do: {_WITHOUT_DIVISOR[name]}.")
+            continue
+        divisor = _DIVISORS.get(name, _SECOND_MOMENT)
+        fields = [jax.tree.leaves(getattr(holder, field), is_leaf=_is_hole) for field in divisor.fields]
+        if any(len(leaves) != len(shapes) for leaves in fields):
+            continue
+        rows = list(zip(*fields, strict=True))
+        if all(_is_hole(x) or jnp.shape(x) == shape for row, shape in zip(rows, shapes, strict=True) for x in row):
+            for candidates, row in zip(found, rows, strict=True):
+                candidates.extend([] if _is_hole(row[0]) else [(divisor, list(row))])
+    for path, candidates, need in zip(leaf_paths(params), found, needed, strict=True):
+        if need and not candidates and any(True for _ in _holders(params)):
+            raise ValueError(
+                "params must be the weights and state that of the optimizer, got a state as params: call "
+                "fobt.quantize(params, state, quantizer)."
+            )
+        if need and not candidates:
+            raise ValueError(
+                f"state must hold a second moment `nu` that fits the quantized leaf {path!r}, found none."
+                f"{''.join(without_divisor)} Optimizers such as optax.adam, rmsprop and fobt.forward_backtrack keep "
+                "one; pass state=None for curvature 1."
+            )
+        if need and len(candidates) > 1:
+            raise ValueError(
+                f"state must hold one second moment `nu` that fits the quantized leaf {path!r}, found "
+                f"{len(candidates)}. Pass the part of the state that belongs to the optimizer you mean."
+            )
+    return [_evaluate(*candidates[0]) if need else None for candidates, need in zip(found, needed, strict=True)]
+
+
+def _holders(tree: Any) -> Iterator[Any]:
+    """The states in a tree that have a field `nu` or are known to hold no divisor, also those within others."""
+
+    def is_holder(node: Any) -> bool:
+        return hasattr(node, "nu") or type(node).__name__ in _WITHOUT_DIVISOR
+
+    if is_holder(tree):
+        yield tree
+    if type(tree).__name__ not in _WITHOUT_DIVISOR:
+        for node in jax.tree.leaves(tree, is_leaf=lambda node: node is not tree and is_holder(node)):
+            if node is not tree and is_holder(node):
+                yield from _holders(node)
+
+
+def _evaluate(divisor: Divisor, leaves: Sequence[Any]) -> jax.Array:
+    wide = [jnp.asarray(x, np.promote_types(jnp.result_type(x), np.float32)) for x in leaves]
+    return divisor.function(*wide) + _EPS
+
+
+def _is_hole(leaf: Any) -> bool:
+    return isinstance(leaf, optax.MaskedNode)

@@ -1,0 +1,196 @@
+"""Which leaves of a tree are quantized, and how."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from fobt._src.base.tree_paths import leaf_paths
+from fobt._src.quantizers.quantizer import Quantizer
+
+Selector: TypeAlias = str | Callable[[str, Any], bool] | Any
+Rule: TypeAlias = tuple[Selector, "LeafQuantizer"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FullPrecision:
+    """The quantizer that leaves weights as they are. Made by `full_precision`."""
+
+    def __call__(self, weights: ArrayLike, curvature: ArrayLike | None = None) -> jax.Array:
+        """Returns the weights as they are; the curvature does not matter."""
+        del curvature
+        return jnp.asarray(weights)
+
+
+LeafQuantizer: TypeAlias = Quantizer | FullPrecision
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PerLeaf:
+    """Different quantizers for different leaves. Made by `per_leaf`."""
+
+    rules: tuple[Rule, ...]
+    default: LeafQuantizer
+
+
+TreeQuantizer: TypeAlias = Quantizer | FullPrecision | PerLeaf
+
+
+def full_precision() -> FullPrecision:
+    """The quantizer that leaves weights in full precision: loss-aware training with it is plain training.
+
+    Example:
+      >>> import fobt
+      >>> fobt.full_precision()([0.5, -2.0])
+      Array([ 0.5, -2. ], dtype=float32)
+    """
+    return FullPrecision()
+
+
+def per_leaf(*rules: Rule, default: LeafQuantizer = FullPrecision()) -> PerLeaf:
+    r"""Combines quantizers into one that treats different leaves of a tree differently.
+
+    Each rule is a pair (selector, quantizer); the first rule that selects a leaf decides. A selector is one of
+
+    - a regular expression that matches the whole path of the leaf, written with slashes: `r"conv\d+/kernel"`; in a key
+      that has such signs itself, `/` is written `~1` and `~` is written `~0`, as in a JSON pointer;
+    - a callable from (path, leaf) to bool;
+    - a tree of bools with the structure of the params, or a prefix of it.
+
+    A rule selects leaves of any rank. The leaves that no rule selects are treated by `default` as a quantizer on its
+    own treats a tree: it takes floating leaves of two or more dimensions, not counting those along which tensors are
+    `stacked`. That includes embeddings; a warning says so where it includes biases, or scales of a normalisation.
+
+    Args:
+      *rules: pairs of a selector and a quantizer (not another `per_leaf`).
+      default: the quantizer for all other leaves of two or more dimensions; by default they stay in full precision.
+
+    Returns:
+      A quantizer for trees, to be given wherever the library takes one.
+
+    Raises:
+      ValueError: a rule is not such a pair; when used on a tree that has leaves, a rule selects no leaf that an earlier
+        rule left, or a leaf that is not floating.
+
+    Example:
+      >>> import fobt
+      >>> import jax.numpy as jnp
+      >>> params = {"conv": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "dense": {"kernel": jnp.ones((2, 2))}}
+      >>> quantizer = fobt.per_leaf(("conv/kernel", fobt.linear(4)), default=fobt.binary())
+      >>> quantized = fobt.quantize(params, None, quantizer)
+      >>> quantized["conv"]["kernel"].grid.bits, quantized["dense"]["kernel"].grid.bits, quantized["conv"]["bias"]
+      (4, 1, Array([1., 1.], dtype=float32))
+    """
+    for rule in rules:
+        if not (isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[1], LeafQuantizer)):
+            raise ValueError(f"per_leaf: a rule must be a pair (selector, quantizer), got {rule!r}.")
+        if isinstance(rule[0], str):
+            try:
+                re.compile(rule[0])
+            except re.error as error:
+                raise ValueError(f"per_leaf: selector {rule[0]!r} is no regular expression: {error}.") from error
+    if not isinstance(default, LeafQuantizer):
+        raise ValueError(f"per_leaf: default must be a quantizer, got {default!r}.")
+    return PerLeaf(rules, default)
+
+
+def leaf_quantizers(quantizer: TreeQuantizer, params: optax.Params) -> list[Quantizer | None]:
+    """The quantizer of every leaf of `params`, in their order; None for the leaves that stay in full precision."""
+    check_quantizer(quantizer)
+    paths, leaves = leaf_paths(params), jax.tree.leaves(params)
+    rules, default = (quantizer.rules, quantizer.default) if isinstance(quantizer, PerLeaf) else ((), quantizer)
+    chosen: list[LeafQuantizer | None] = [None] * len(leaves)
+    for selector, rule_quantizer in rules:
+        selected = [
+            i for i, chooses in enumerate(_select(selector, params, paths, leaves)) if chooses and chosen[i] is None
+        ]
+        if leaves and not selected:
+            raise ValueError(f"per_leaf: selector {selector!r} selects none of the leaves left to it; paths: {paths}.")
+        for i in selected:
+            if not _is_floating(leaves[i]):
+                raise ValueError(
+                    f"per_leaf: selector {selector!r} selects {paths[i]!r} of dtype {jnp.result_type(leaves[i])}; "
+                    "only floating leaves can be quantized."
+                )
+            chosen[i] = rule_quantizer
+    least_rank = 2 + (default.stacked if isinstance(default, Quantizer) else 0)
+    taken = [
+        i
+        for i, leaf in enumerate(leaves)
+        if chosen[i] is None and isinstance(default, Quantizer) and _is_floating(leaf) and jnp.ndim(leaf) >= least_rank
+    ]
+    for i in taken:
+        chosen[i] = default
+    _warn_of_vectors([f"{paths[i]} {jnp.shape(leaves[i])}" for i in taken if _is_called_like_a_vector(paths[i], paths)])
+    return [leaf_quantizer if isinstance(leaf_quantizer, Quantizer) else None for leaf_quantizer in chosen]
+
+
+def _is_called_like_a_vector(path: str, paths: list[str]) -> bool:
+    """Whether Flax, Equinox or Haiku gives this path to a leaf of one axis."""
+    module, _, name = path.rpartition("/")
+    return name in ("bias", "scale") or (name == "b" and f"{module}/w".removeprefix("/") in paths)
+
+
+def _warn_of_vectors(leaves: list[str]) -> None:
+    if leaves:
+        warnings.warn(
+            f"the quantizer takes these leaves for matrices: {', '.join(leaves)}. If tensors are stacked along leading "
+            "axes (seeds, scanned layers), say so, as in fobt.binary(stacked=1), and each has scales of its own; "
+            "otherwise choose leaves with fobt.per_leaf.",
+            stacklevel=2,
+        )
+
+
+def check_quantizer(quantizer: TreeQuantizer) -> None:
+    """Raises a ValueError unless `quantizer` is one."""
+    if not isinstance(quantizer, TreeQuantizer):
+        raise ValueError(
+            "quantizer must be made by fobt.binary, ternary, linear, logarithmic, full_precision or per_leaf, "
+            f"got {repr(quantizer) if isinstance(quantizer, str | None) else f'a {type(quantizer).__name__}'}."
+        )
+
+
+def check_same_choices(
+    first_name: str, first: TreeQuantizer, second_name: str, second: TreeQuantizer, params: optax.Params
+) -> None:
+    """Raises a ValueError where two quantizers, each named after what it was given to, treat a leaf differently."""
+    if first is second:
+        return
+    choices = zip(leaf_paths(params), leaf_quantizers(first, params), leaf_quantizers(second, params), strict=True)
+    for path, *both in choices:
+        if both[0] != both[1]:
+            ours, theirs = ("none (full precision)" if chosen is None else repr(chosen) for chosen in both)
+            raise ValueError(
+                f"quantizer must be the same everywhere: at leaf {path!r} {first_name} has {ours}, {second_name} "
+                f"{theirs}. Make it once and give it to both."
+            )
+
+
+def _select(selector: Selector, params: optax.Params, paths: list[str], leaves: list[Any]) -> list[bool]:
+    if isinstance(selector, str):
+        return [re.fullmatch(selector, path) is not None for path in paths]
+    if callable(selector):
+        return [bool(selector(path, leaf)) for path, leaf in zip(paths, leaves, strict=True)]
+    mask = selector
+    if leaf_paths(mask) != paths:  # wrappers around arrays do not matter
+        try:
+            mask = jax.tree.broadcast(selector, params)
+        except ValueError as error:
+            raise ValueError(f"per_leaf: the mask {selector!r} does not match the params: {error}") from error
+    selected = jax.tree.leaves(mask)
+    if not all(isinstance(chosen, bool | np.bool_) for chosen in selected):
+        raise ValueError(f"per_leaf: a mask must be a tree of bools, got {selector!r}.")
+    return selected
+
+
+def _is_floating(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)

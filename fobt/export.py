@@ -1,0 +1,6 @@
+"""Functions of quantized weights as models for other runtimes: ONNX and LiteRT."""
+
+from fobt._src.export.litert.convert import to_litert
+from fobt._src.export.onnx.convert import to_onnx
+
+__all__ = ["to_litert", "to_onnx"]
