@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from experiments.config import TrainConfig
 from experiments.configs import (
     cifar10_vgg,
     cifar10_vgg_augmented,
@@ -14,6 +13,7 @@ from experiments.configs import (
     mnist_small_mlp,
     svhn,
 )
+from experiments.core.config import TrainConfig
 
 JOBS: Mapping[str, TrainConfig] = MappingProxyType(
     {

@@ -8,17 +8,18 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.config import TrainConfig
+from experiments.core.config import TrainConfig
+from experiments.core.evaluation import Evaluator
+from experiments.core.losses import LOSSES
+from experiments.core.programs import Step, TrainState, initial_state, train_step
+from experiments.core.step import split_model
 from experiments.data import Dataset
 from experiments.distributed.placement import shardings
-from experiments.losses import LOSSES
-from experiments.methods import build
+from experiments.methods.rows import Row
 from experiments.models import NETWORKS
-from experiments.rows import Row
-from experiments.steps import Evaluator, Step, TrainState, initial_state, split_model, train_step
 
 
-class Programs:
+class ShardedPrograms:
     """What runs on the devices, of one method.
 
     Args:
@@ -40,12 +41,7 @@ class Programs:
 
     def __init__(self, config: TrainConfig, row: Row, dataset: Dataset, mesh: Mesh, *, sharded: bool):
         steps_per_epoch = len(dataset.train) // config.batch_size
-        schedule = config.schedules[config.schedule]
-        learning_rate = schedule.in_steps(config.initial_learning_rate(), config.epochs, steps_per_epoch)
-        steps = config.epochs * steps_per_epoch
-        method = build(
-            row, learning_rate, config.weight_bounds, config.b1, config.b2, mu_dtype=config.mu_dtype, steps=steps
-        )
+        method = row.build(config.hyperparameters(row, steps_per_epoch))
         make_model, loss = NETWORKS[config.network], LOSSES[config.loss]
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0), config.width))
         graph, _, _ = split_model(model)

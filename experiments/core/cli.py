@@ -1,0 +1,91 @@
+"""Command lines: options are the fields of a dataclass, mistakes give one line on stderr."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+from rich.console import Console
+
+from experiments.configs import JOBS
+from experiments.core.config import TrainConfig
+
+TRAIN = "train"
+DESCRIPTION = "Train one network with several methods and seeds, and compare them."
+DEFAULT_JOB = "digits"
+Config = TypeVar("Config")
+
+
+def parse(arguments: Sequence[str]) -> TrainConfig:
+    """The configuration that the command line asks for.
+
+    Args:
+        arguments: What follows the program name: optionally a job, then options.
+
+    Returns:
+        The configuration of the job with the options applied.
+
+    Raises:
+        SystemExit: With code 2 after one line on stderr, where an argument is wrong; with code 0 after `--help`.
+    """
+    job, options = DEFAULT_JOB, list(arguments)
+    if options and not options[0].startswith("-"):
+        job = options.pop(0)
+    if job not in JOBS:
+        fail(f"unknown job {job!r}: choose one of {', '.join(JOBS)}", code=2)
+    return parse_options(
+        TrainConfig,
+        options,
+        TRAIN,
+        default=JOBS[job],
+        prog=f"{program(TRAIN)} {job}",
+        description=f"{DESCRIPTION} Jobs: {', '.join(JOBS)}.",
+    )
+
+
+def parse_options(config: type[Config], options: Sequence[str], command: str, **settings: Any) -> Config:
+    """The configuration that options ask for.
+
+    Args:
+        config: A dataclass, whose fields are the options.
+        options: The command line.
+        command: The name of the command.
+        **settings: For `tyro.cli`.
+
+    Raises:
+        SystemExit: As `parse`.
+    """
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(config, args=options, **{"prog": program(command)} | settings)
+    except SystemExit as exit_:
+        if exit_.code:
+            fail(first_sentence(errors.getvalue()), code=2, command=command)
+        raise
+
+
+def make_console() -> Console:
+    """Where a command shows what it does: the terminal, or lines of 120 characters."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def fail(message: str, *, code: int, command: str = TRAIN) -> NoReturn:
+    """Ends the program with one line on stderr."""
+    print(f"{program(command)}: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def program(command: str) -> str:
+    """How a command is called; the main one has a module of its own."""
+    return f"python -m experiments{'.' if command == TRAIN else ' '}{command}"
+
+
+def first_sentence(box: str) -> str:
+    """The message of the box that tyro prints for a bad option: its lines up to the first rule or empty line."""
+    lines = [re.sub("[│╭╮╰╯]", "", line).strip() for line in box.splitlines()[1:]]
+    end = next((i for i, line in enumerate(lines) if not line.strip("─")), len(lines))
+    return re.sub(r"^Error parsing \w+: ", "", " ".join(lines[:end]))
