@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -85,7 +86,13 @@ def program(command: str) -> str:
 
 
 def first_sentence(box: str) -> str:
-    """The message of the box that tyro prints for a bad option: its lines up to the first rule or empty line."""
+    """The message of the box that tyro prints for a bad option: its lines between title and next rule or empty line."""
     lines = [re.sub("[│╭╮╰╯]", "", line).strip() for line in box.splitlines()[1:]]
-    end = next((i for i, line in enumerate(lines) if not line.strip("─")), len(lines))
-    return re.sub(r"^Error parsing \w+: ", "", " ".join(lines[:end]))
+    after_rule = itertools.dropwhile(_is_rule, lines)
+    return re.sub(
+        r"^Error parsing \w+: ", "", " ".join(itertools.takewhile(lambda line: not _is_rule(line), after_rule))
+    )
+
+
+def _is_rule(line: str) -> bool:
+    return not line.strip("─-")

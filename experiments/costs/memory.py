@@ -42,7 +42,7 @@ def memory_ratios(network: str, batch_size: int, rounds: int) -> list[dict[str, 
             times[name].append(PlainProgram(compile_step).seconds())
     seconds = {name: float(np.median(values)) for name, values in times.items()}
     title = f"{network} step, batch {batch_size}, "
-    return byte_ratios(f"{title}temporary memory: ", memory, ADAM_STEP) + ratios(
+    return ratios(f"{title}temporary memory: ", memory, ADAM_STEP, {}, "bytes") + ratios(
         f"{title}compilation: ", seconds, ADAM_STEP, {}
     )
 
@@ -62,7 +62,7 @@ def accumulation_ratios(
         for count in microbatches:
             step = step_compiler(network, batch_size, method, batch_size // count)
             memory[f"{name}, {count} × {batch_size // count}"] = temporary_bytes(step())
-        rows += byte_ratios(f"{network} step, batch {batch_size}, temporary memory: ", memory, WHOLE_BATCH)
+        rows += ratios(f"{network} step, batch {batch_size}, temporary memory: ", memory, WHOLE_BATCH, {}, "bytes")
     return rows
 
 
@@ -85,7 +85,7 @@ def state_ratios(network: str) -> list[dict[str, Any]]:
 
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     state = {name: state_bytes(method) for name, method in compared_states.items()}
-    rows = byte_ratios("optimizer state: ", state, ADAM_STEP)
+    rows = ratios("optimizer state: ", state, ADAM_STEP, {}, "bytes")
     return [row | {"bytes_per_parameter": row["bytes"] / parameters} for row in rows]
 
 
@@ -135,19 +135,3 @@ def temporary_bytes(compiled: jax.stages.Compiled) -> int:
     plan = compiled.memory_analysis()
     assert plan is not None
     return plan.temp_size_in_bytes
-
-
-def byte_ratios(title: str, amounts: dict[str, int], unit: str) -> list[dict[str, Any]]:
-    """Rows of the table: all amounts of memory but the unit, in times of `unit`."""
-    return [
-        {
-            "what": title + name,
-            "bytes": amount,
-            "ratio": amount / amounts[unit],
-            "unit": unit,
-            "unit_bytes": amounts[unit],
-            "target": None,
-        }
-        for name, amount in amounts.items()
-        if name != unit
-    ]

@@ -82,17 +82,28 @@ def median_seconds(programs: Mapping[str, Program | PlainProgram], rounds: int) 
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
-def ratios(title: str, seconds: dict[str, float], unit: str, targets: dict[str, float]) -> list[dict[str, Any]]:
-    """Rows of the table: the time of every program but the unit, in times of `unit`."""
+def ratios(
+    title: str, amounts: Mapping[str, float], unit: str, targets: Mapping[str, float], measure: str = "milliseconds"
+) -> list[dict[str, Any]]:
+    """Rows of the table: the amount of every program but the unit, in times of `unit`.
+
+    Args:
+        title: How every row begins.
+        amounts: By program: seconds, which are written as milliseconds, or bytes.
+        unit: The program that is the unit.
+        targets: What ratios should be, for some programs.
+        measure: "milliseconds" or "bytes".
+    """
+    factor = 1e3 if measure == "milliseconds" else 1
     return [
         {
             "what": title + name,
-            "milliseconds": 1e3 * value,
-            "ratio": value / seconds[unit],
+            measure: factor * value,
+            "ratio": value / amounts[unit],
             "unit": unit,
-            "unit_milliseconds": 1e3 * seconds[unit],
+            f"unit_{measure}": factor * amounts[unit],
             "target": targets.get(name),
         }
-        for name, value in seconds.items()
+        for name, value in amounts.items()
         if name != unit
     ]

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
         fail("--base3 must be left out for litert, which stores two bits, got --base3", code=2, command=COMMAND)
     try:
         trained = read_trained(config.folder)
-        dataset = load_dataset(trained.config.dataset, trained.config.limit) if config.verify else None
+        dataset = load_dataset(trained.run.config.dataset, trained.run.config.limit) if config.verify else None
     except (ValueError, MissingDataError) as error:
         fail(str(error), code=2, command=COMMAND)
     path = config.output or config.folder / f"network{SUFFIXES[config.format]}"
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> None:
         scores = WRITERS[config.format](path, trained, config.base3)
     except (OSError, ImportError) as error:
         fail(f"cannot write {path}: {error}", code=2, command=COMMAND)
-    report = {"file": str(path), "format": config.format, "row": trained.row.name, **sizes(path, trained.quantized)}
+    report = {"file": str(path), "format": config.format, "row": trained.run.row.name, **sizes(path, trained.quantized)}
     if dataset is not None:
         report |= compare(trained, dataset, scores)
     print("\n".join(lines(report)))
@@ -79,7 +79,7 @@ def write_onnx(path: Path, trained: Trained, base3: bool) -> Scores:
     import onnx
     import onnxruntime
 
-    network = fold(trained.model, trained.quantized, trained.batch_stats)
+    network = fold(trained.run.model, trained.quantized, trained.batch_stats)
     batch = jax.ShapeDtypeStruct(
         jax.export.symbolic_shape(f"batch, {', '.join(map(str, image_shape(trained)))}"), jnp.float32
     )
@@ -96,15 +96,15 @@ def write_onnx(path: Path, trained: Trained, base3: bool) -> Scores:
 def write_safetensors(path: Path, trained: Trained, base3: bool) -> Scores:
     """Writes a packed file; the scores are those of JAX with what is read from it."""
     packed = fobt.pack(trained.quantized, base3=base3)
-    fobt.save_packed(path, packed, batch_stats=trained.batch_stats, metadata={"row": trained.row.label})
+    fobt.save_packed(path, packed, batch_stats=trained.batch_stats, metadata={"row": trained.run.row.label})
     loaded = fobt.load_packed(path)
-    return jax_scores(Inference(split_model(trained.model)[0], loaded.quantized(), loaded.batch_stats))
+    return jax_scores(Inference(split_model(trained.run.model)[0], loaded.quantized(), loaded.batch_stats))
 
 
 def write_litert(path: Path, trained: Trained, base3: bool) -> Scores:
     """Writes a LiteRT file that takes one image; the scores are those of its interpreter on CPU."""
     del base3
-    network = fold(trained.model, trained.quantized, trained.batch_stats)
+    network = fold(trained.run.model, trained.quantized, trained.batch_stats)
     image = jax.ShapeDtypeStruct((1, *image_shape(trained)), jnp.float32)
     path.write_bytes(fobt.to_litert(network, network.quantized, image))
     from ai_edge_litert.interpreter import Interpreter
@@ -122,7 +122,7 @@ WRITERS: dict[str, Callable[[Path, Trained, bool], Scores]] = {
 
 def image_shape(trained: Trained) -> tuple[int, int, int]:
     """Height, width and channels of prepared images."""
-    return IMAGE_SHAPES[trained.config.dataset]
+    return IMAGE_SHAPES[trained.run.config.dataset]
 
 
 def jax_scores(network: Inference) -> Scores:
@@ -141,7 +141,7 @@ def sizes(path: Path, quantized: Any) -> dict[str, Any]:
 
 def compare(trained: Trained, dataset: Dataset, scores: Scores) -> dict[str, Any]:
     """Agreement with JAX over the test set, and accuracies."""
-    network = Inference(split_model(trained.model)[0], trained.quantized, trained.batch_stats)
+    network = Inference(split_model(trained.run.model)[0], trained.quantized, trained.batch_stats)
     reference = jax_scores(network)
     images = same = right = expected_right = 0
     difference = 0.0
@@ -160,7 +160,7 @@ def compare(trained: Trained, dataset: Dataset, scores: Scores) -> dict[str, Any
         "largest_score_difference": difference,
         "accuracy": right / images,
         "jax_accuracy": expected_right / images,
-        "training_accuracy": trained.result["test_accuracy"],
+        "training_accuracy": trained.run.result["test_accuracy"],
     }
 
 

@@ -9,12 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import fobt
-from experiments.core.config import TrainConfig
-from experiments.core.saved_run import read_run
+from experiments.core.saved_run import SavedRun, read_run
 from experiments.methods.method import make_quantizer
 from experiments.methods.registry import METHODS
 from experiments.methods.rows import Row
-from experiments.models import Network
 
 # XLA multiplies by 1/n where `Quantized.dequantize` divides by n: under `jax.jit` weights differ in their last bit.
 _ROUNDING = 1e-6
@@ -25,20 +23,14 @@ class Trained:
     """A trained network.
 
     Attributes:
-        config: The job.
-        row: The method.
-        model: A model of the architecture.
+        run: Its training.
         quantized: Its parameters, codes and scales where they are quantized.
         batch_stats: The running averages of batch normalisation.
-        result: What the run wrote at its end.
     """
 
-    config: TrainConfig
-    row: Row
-    model: Network
+    run: SavedRun
     quantized: Any
     batch_stats: Any
-    result: dict[str, Any]
 
 
 def read_trained(folder: Path) -> Trained:
@@ -53,7 +45,7 @@ def read_trained(folder: Path) -> Trained:
     weights = run.arrays.best_weights
     if quantizer is not None:
         weights = jax.tree.map(lambda leaf: recover(leaf, quantizer) if leaf.ndim >= 2 else leaf, weights)
-    return Trained(run.config, run.row, run.model, weights, run.arrays.best_batch_stats, run.result)
+    return Trained(run, weights, run.arrays.best_batch_stats)
 
 
 def quantizer_of(row: Row) -> fobt.Quantizer | None:

@@ -6,7 +6,7 @@ random key, a transformed weight, or a step size that is learned. The optimizer 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,55 +14,44 @@ import jax.numpy as jnp
 LeafQuantizer: TypeAlias = Callable[[jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]
 
 
-class ModelSide(Protocol):
-    """A quantizer that lives in the model."""
-
-    @property
-    def bits(self) -> int:
-        """Bits of a code."""
-
-    @property
-    def scales(self) -> int:
-        """float32 numbers per weight tensor that decoding needs beside the codes."""
-
-    def init(self, params: Any) -> Any:
-        """The parameters to train: those of the network, and what the quantizer learns."""
-
-    def forward(self, params: Any, key: jax.Array) -> tuple[Any, list[jax.Array]]:
-        """The weights that the network uses in training, differentiable in `params`, and their int8 codes."""
-
-    def evaluated(self, params: Any) -> Any:
-        """The weights that the network uses in evaluation."""
-
-
 @dataclass(frozen=True)
-class PerWeight:
-    """The same function for every parameter with two or more dimensions; it learns nothing.
+class ModelSide:
+    """A quantizer that lives in the model.
 
     Attributes:
-        quantize: From weights and a random key, which is None in evaluation, to quantized weights, differentiable, and
-            int8 codes.
         bits: Bits of a code.
-        scales: float32 numbers per weight tensor.
+        scales: float32 numbers per weight tensor that decoding needs beside the codes.
     """
 
-    quantize: LeafQuantizer
     bits: int
     scales: int
 
     def init(self, params: Any) -> Any:
-        """The parameters of the network."""
+        """The parameters to train: those of the network, and what the quantizer learns, by default nothing."""
         return params
 
-    def forward(self, params: Any, key: jax.Array) -> tuple[Any, list[jax.Array]]:
-        """Quantized weights and codes."""
-        return self._map(params, key)
+    def forward(self, params: Any, key: jax.Array | None) -> tuple[Any, list[jax.Array]]:
+        """The weights that the network uses, differentiable in `params`, and their int8 codes; no key in evaluation."""
+        raise NotImplementedError
 
     def evaluated(self, params: Any) -> Any:
-        """Quantized weights."""
-        return self._map(params, None)[0]
+        """The weights that the network uses in evaluation."""
+        return self.forward(params, None)[0]
 
-    def _map(self, params: Any, key: jax.Array | None) -> tuple[Any, list[jax.Array]]:
+
+@dataclass(frozen=True)
+class PerWeight(ModelSide):
+    """The same function for every parameter with two or more dimensions.
+
+    Attributes:
+        quantize: From weights and a random key, which is None in evaluation, to quantized weights, differentiable, and
+            int8 codes.
+    """
+
+    quantize: LeafQuantizer
+
+    def forward(self, params: Any, key: jax.Array | None) -> tuple[Any, list[jax.Array]]:
+        """Quantized weights and codes."""
         leaves, structure = jax.tree.flatten(params)
         weights, codes = [], []
         for number, leaf in enumerate(leaves):
@@ -98,7 +87,7 @@ def binary_connect() -> PerWeight:
         signs = _sign(weights)
         return _straight_through(weights, signs), signs.astype(jnp.int8)
 
-    return PerWeight(quantize, bits=1, scales=0)
+    return PerWeight(bits=1, scales=0, quantize=quantize)
 
 
 def stochastic_binary_connect() -> PerWeight:
@@ -123,7 +112,7 @@ def stochastic_binary_connect() -> PerWeight:
             signs = jnp.where(plus, 1.0, -1.0).astype(weights.dtype)
         return _straight_through(weights, signs), signs.astype(jnp.int8)
 
-    return PerWeight(quantize, bits=1, scales=0)
+    return PerWeight(bits=1, scales=0, quantize=quantize)
 
 
 def ternary_weights() -> PerWeight:
@@ -145,7 +134,7 @@ def ternary_weights() -> PerWeight:
         codes = jnp.where(kept, jnp.sign(weights), 0)
         return _straight_through(weights, scale * codes), codes.astype(jnp.int8)
 
-    return PerWeight(quantize, bits=2, scales=1)
+    return PerWeight(bits=2, scales=1, quantize=quantize)
 
 
 def dorefa(bits: int) -> PerWeight:
@@ -180,11 +169,11 @@ def dorefa(bits: int) -> PerWeight:
         codes = _straight_through(scaled, jnp.round(scaled))
         return 2 * codes / n - 1, jnp.round(scaled).astype(jnp.int8)
 
-    return PerWeight(quantize, bits=bits, scales=1 if bits == 1 else 0)
+    return PerWeight(bits=bits, scales=1 if bits == 1 else 0, quantize=quantize)
 
 
 @dataclass(frozen=True)
-class LearnedStepSize:
+class LearnedStepSize(ModelSide):
     """Learned step size quantization (LSQ) of weights.
 
     ŵ = s·round(clip(w/s, -2^(bits-1), 2^(bits-1) - 1)), one step size s for each weight tensor, learned by gradient
@@ -203,7 +192,6 @@ class LearnedStepSize:
         Esser et al., Learned Step Size Quantization, ICLR 2020, Eq. 1 to 3, Sections 2.1 and 2.2.
     """
 
-    bits: int
     scales: int = 1
 
     @property
@@ -217,7 +205,7 @@ class LearnedStepSize:
         ]
         return {"network": params, "step_sizes": step_sizes}
 
-    def forward(self, params: Any, key: jax.Array) -> tuple[Any, list[jax.Array]]:
+    def forward(self, params: Any, key: jax.Array | None) -> tuple[Any, list[jax.Array]]:
         """Quantized weights and codes."""
         del key
         leaves, structure = jax.tree.flatten(params["network"])
@@ -233,10 +221,6 @@ class LearnedStepSize:
                 leaf = step_size * _straight_through(clipped, jnp.round(clipped))
             weights.append(leaf)
         return jax.tree.unflatten(structure, weights), codes
-
-    def evaluated(self, params: Any) -> Any:
-        """Quantized weights."""
-        return self.forward(params, jax.random.key(0))[0]
 
 
 def _scale_gradient(value: jax.Array, factor: float) -> jax.Array:

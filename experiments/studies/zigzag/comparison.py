@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import fobt
-from experiments.core.records import environment, write_json
+from experiments.core.records import write_results
 from experiments.reporting.statistics import Estimate, paired_difference
 from experiments.reporting.tables import Columns, markdown
 from experiments.studies.zigzag.iteration import gradient_descent, run
@@ -263,20 +263,18 @@ def write(folder: Path, name: str, settings: Sequence[Setting], sizes: Mapping[s
     at_best = [record for setting in settings for record in compare_at_best(setting)]
     totals, by_rate = summary(records, at_best), by_learning_rate(records)
     content = {
-        "environment": environment(),
         **sizes,
         "summary": totals,
         "by_learning_rate": by_rate,
         "best_learning_rates": at_best,
         "records": records,
     }
-    write_json(folder / f"{name}.json", content)
     tables = [
         markdown(SUMMARY_COLUMNS, totals),
         markdown(LEARNING_RATE_COLUMNS, by_rate),
         markdown(BEST_COLUMNS, [record for record in at_best if record["a"] in SHOWN_A]),
     ]
-    (folder / f"{name}.md").write_text("\n".join(tables), encoding="utf-8")
+    write_results(folder, name, "\n".join(tables), content)
     _draw(records, folder / f"{name}.png", ", ".join(f"{value} {key}" for key, value in sizes.items()))
 
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 import fobt
-from experiments.core.records import environment, write_json
+from experiments.core.records import write_results
 from experiments.reporting.tables import Columns, markdown
 from experiments.studies.zigzag import theory
 from experiments.studies.zigzag.iteration import gradient_descent, run
@@ -91,44 +91,18 @@ def measured_regions(x_values: np.ndarray, a_values: np.ndarray, steps: int = ST
     }
 
 
-def closed_regions(x_values: np.ndarray, a_values: np.ndarray) -> dict[str, np.ndarray]:
-    """The same from the closed forms."""
-    a, x = a_values[:, None], x_values[None]
-    stable = [
-        np.any([(low < x_values) & (x_values < high) for low, high in theory.stable_intervals(a)], axis=0)
-        for a in a_values
-    ]
-    return {
-        "laq_converges": np.broadcast_to(x < theory.stable_intervals(1.0)[0][1], (a.size, x.size)),
-        "converges": np.array(stable),
-        "beats_one_step": theory.beats_one_step(x, a),
-        "beats_two_steps": theory.beats_two_steps(x, a),
-    }
-
-
 def write(folder: Path) -> None:
     """Writes quadratic.png, quadratic.md and quadratic.json."""
-    measured, closed = measured_regions(X_VALUES, A_VALUES), closed_regions(X_VALUES, A_VALUES)
-    condition = theory.theorem_2_condition(X_VALUES[None], A_VALUES[:, None])
+    measured = measured_regions(X_VALUES, A_VALUES)
     theorems, spectra = _theorem_records(), [_spectrum_record(number) for number in CONDITION_NUMBERS]
-    tables = markdown(THEOREM_COLUMNS, theorems) + "\n" + markdown(SPECTRUM_COLUMNS, spectra)
-    (folder / "quadratic.md").write_text(tables, encoding="utf-8")
     content = {
-        "environment": environment(),
         "grid": {"a": A_VALUES.tolist(), "x": X_VALUES.tolist(), "steps": STEPS},
-        "cells": condition.size,
-        "cells_where_measured_and_closed_form_differ": {
-            name: int(np.sum(measured[name] != closed[name])) for name in measured
-        },
-        "cells_with_condition_of_theorem_2": int(np.sum(condition)),
-        "of_these_without_convergence": int(np.sum(condition & ~measured["converges"])),
-        "of_these_worse_than_laq": int(np.sum(condition & ~measured["beats_one_step"])),
-        "cells_better_than_laq_without_the_condition": int(np.sum(measured["beats_one_step"] & ~condition)),
         "theorems": theorems,
         "best_learning_rate_and_a": spectra,
         "loss_after_one_step": _draw(measured, folder / "quadratic.png"),
     }
-    write_json(folder / "quadratic.json", content)
+    tables = markdown(THEOREM_COLUMNS, theorems) + "\n" + markdown(SPECTRUM_COLUMNS, spectra)
+    write_results(folder, "quadratic", tables, content)
 
 
 def _theorem_records() -> list[dict[str, Any]]:

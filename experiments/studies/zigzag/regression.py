@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import fobt
-from experiments.core.records import environment, write_json
+from experiments.core.records import write_results
 from experiments.reporting.tables import Columns, markdown
 from experiments.studies.zigzag.iteration import Trajectory, gradient_descent, run
 from experiments.studies.zigzag.theory import flips_per_step
@@ -103,15 +103,13 @@ def write(folder: Path) -> None:
         "loss": ("loss, mean over targets", "{:.4f}".format),
         "nearest": ("loss of the nearest grid points", "{:.4f}".format),
     }
-    (folder / "regression.md").write_text(markdown(columns, records), encoding="utf-8")
     content = {
-        "environment": environment(),
         "steps": STEPS,
         "distances": DISTANCES.tolist(),
         "records": records,
         "path": _draw(measured, folder / "regression.png"),
     }
-    write_json(folder / "regression.json", content)
+    write_results(folder, "regression", markdown(columns, records), content)
 
 
 def _draw(measured: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> dict[str, Any]:

@@ -10,8 +10,6 @@ On ½(w - w°)ᵀH(w - w°) the same holds along every eigenvector of H, with x 
 c|w|^{3/2} with exact derivatives is x = 2 everywhere, so its factor is r(2) = 3 - 4a.
 """
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 
@@ -32,76 +30,6 @@ def factor(x: npt.ArrayLike, a: npt.ArrayLike) -> np.ndarray:
     """
     x, a = np.asarray(x, float), np.asarray(a, float)
     return 1 - x + (1 - a) * x**2
-
-
-def stable_intervals(a: float) -> tuple[tuple[float, float], ...]:
-    """The open intervals of x on which the method converges on the quadratic, |r(x)| < 1.
-
-    r(x) < 1 is x < 1/(1 - a). r(x) > -1 is (1 - a)x² - x + 2 > 0, which holds everywhere for a < 7/8 and otherwise
-    outside of the roots (1 ± √(1 - 8(1 - a))) / (2(1 - a)). So the method bears a larger learning rate than loss-aware
-    quantization, which converges for x < 2, exactly when a > ½; the largest, x < 8, with a just below 7/8.
-
-    Args:
-        a: Backtracking coefficient in (0, 1].
-
-    Returns:
-        One interval, or two in ascending order.
-
-    Example:
-        >>> stable_intervals(0.6), stable_intervals(1.0)
-        (((0.0, 2.5),), ((0.0, 2.0),))
-        >>> [[round(end, 3) for end in interval] for interval in stable_intervals(0.9)]
-        [[0.0, 2.764], [7.236, 10.0]]
-    """
-    s = 1 - a
-    if s == 0:
-        return ((0.0, 2.0),)
-    if s > 1 / 8:
-        return ((0.0, 1 / s),)
-    root = math.sqrt(1 - 8 * s)
-    # The smaller root in the form without cancellation.
-    return (0.0, 4 / (1 + root)), ((1 + root) / (2 * s), 1 / s)
-
-
-def beats_one_step(x: npt.ArrayLike, a: npt.ArrayLike) -> np.ndarray:
-    """Whether a two-stage step takes w nearer to 0 than a loss-aware step: |r(x)| < |1 - x|.
-
-    This is x > 1 and (1 - a) x² < 2 (x - 1), or a > (2/x - 1) + 2 (1 - 1/x)². Theorem 2 of the paper has the first of
-    these two terms only, so its condition is necessary and not sufficient.
-
-    Args:
-        x: Learning rate times curvature, above 0.
-        a: Backtracking coefficient in (0, 1).
-
-    Returns:
-        True where it is.
-
-    Example:
-        >>> beats_one_step([0.5, 1.5, 1.5], [0.6, 0.4, 0.6])
-        array([False, False,  True])
-    """
-    x, a = np.asarray(x, float), np.asarray(a, float)
-    return (x > 1) & ((1 - a) * x**2 < 2 * (x - 1))
-
-
-def beats_two_steps(x: npt.ArrayLike, a: npt.ArrayLike) -> np.ndarray:
-    """Whether a two-stage step beats two loss-aware steps, which cost as many gradients: |r(x)| < (1 - x)².
-
-    This is a > 1/x and (1 + s) x² - 3x + 2 > 0 with s = 1 - a; the latter holds everywhere for a < 7/8.
-
-    Args:
-        x: Learning rate times curvature, above 0.
-        a: Backtracking coefficient in (0, 1).
-
-    Returns:
-        True where it does.
-
-    Example:
-        >>> beats_two_steps([1.5, 1.8, 2.5], 0.6)
-        array([False,  True,  True])
-    """
-    x, a = np.asarray(x, float), np.asarray(a, float)
-    return (a * x > 1) & ((2 - a) * x**2 - 3 * x + 2 > 0)
 
 
 def theorem_1_bound(x: npt.ArrayLike, a: npt.ArrayLike) -> np.ndarray:
@@ -135,7 +63,7 @@ def theorem_2_condition(x: npt.ArrayLike, a: npt.ArrayLike) -> np.ndarray:
         True where the condition holds.
 
     Example:
-        >>> theorem_2_condition(1.5, 0.4), beats_one_step(1.5, 0.4)
+        >>> theorem_2_condition(1.5, 0.4), abs(factor(1.5, 0.4)) < abs(1 - 1.5)
         (np.True_, np.False_)
     """
     x, a = np.asarray(x, float), np.asarray(a, float)
