@@ -7,19 +7,18 @@ Without arguments it trains 1-bit weights on handwritten digits and compares ful
 import sys
 from collections.abc import Sequence
 
-from flax import nnx
 from rich.console import Console
 
 from experiments.core.cli import fail, make_console, parse
 from experiments.core.config import TrainConfig
 from experiments.core.evaluation import Evaluator
 from experiments.core.losses import LOSSES
+from experiments.core.network import abstract_network, make_network
 from experiments.core.programs import Programs
 from experiments.core.progress import ProgressDisplay
 from experiments.core.run import Runner
 from experiments.core.run_folder import JobFolder
 from experiments.data import Dataset, MissingDataError, load_dataset
-from experiments.models import NETWORKS
 from experiments.reporting.report import write_report
 
 
@@ -61,9 +60,8 @@ def train_all(config: TrainConfig, dataset: Dataset, folder: JobFolder, console:
         console: Where progress is shown.
     """
     steps_per_epoch = len(dataset.train) // config.batch_size
-    make_model, loss = NETWORKS[config.network], LOSSES[config.loss]
-    rows = config.rows()
-    example = nnx.eval_shape(lambda: make_model(nnx.Rngs(0), config.width))
+    rows, loss = config.rows(), LOSSES[config.loss]
+    example = abstract_network(config)
     evaluator = Evaluator(example, loss, dataset.prepare)
     console.print(f"{config.job}: results go to {folder.path}", highlight=False, soft_wrap=True)
     with ProgressDisplay(console, len(rows) * len(config.seeds), config.epochs, steps_per_epoch) as progress:
@@ -82,7 +80,7 @@ def train_all(config: TrainConfig, dataset: Dataset, folder: JobFolder, console:
             programs = Programs(example, loss, dataset, method, two_stage, batch)
             runner = Runner(config, row, method, programs, evaluator, dataset, progress)
             for seed in todo:
-                runner.run(make_model(nnx.Rngs(seed), config.width), seed, runs[seed])
+                runner.run(make_network(config, seed), seed, runs[seed])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The jobs of `python -m experiments.train`, one small file each, which holds what differs from the defaults."""
 
+import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from experiments.configs import (
     cifar10_vgg,
@@ -30,3 +32,8 @@ JOBS: Mapping[str, TrainConfig] = MappingProxyType(
         )
     }
 )
+
+
+def make_job(name: str, **settings: Any) -> TrainConfig:
+    """A job with some settings instead of its own; those that are None stay its own."""
+    return dataclasses.replace(JOBS[name], **{key: value for key, value in settings.items() if value is not None})

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from experiments.core.losses import Loss
-from experiments.core.step import split_model
+from experiments.core.network import split_model
 from experiments.data import Batch, Examples
 from experiments.models import Network
 

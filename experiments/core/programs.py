@@ -12,7 +12,8 @@ import optax
 from flax import nnx
 
 from experiments.core.losses import Loss
-from experiments.core.step import split_model, take_step, training_pass
+from experiments.core.network import split_model, training_pass
+from experiments.core.step import take_step
 from experiments.data import Batch, Dataset
 from experiments.methods.method import Method
 from experiments.models import Network

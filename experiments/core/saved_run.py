@@ -7,16 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from experiments.configs import JOBS
 from experiments.core.checkpoints import RunArrays, read_last
 from experiments.core.config import SHARED, TrainConfig
+from experiments.core.network import make_network, split_model
 from experiments.core.programs import initial_state
 from experiments.core.records import read_json
-from experiments.core.step import split_model
 from experiments.methods.rows import Row
-from experiments.models import NETWORKS, Network
+from experiments.models import Network
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def read_run(folder: Path) -> SavedRun:
     row = Row(**settings["row"])
     shared = {key: settings[key] for key in SHARED} | {"weight_bounds": tuple(settings["weight_bounds"])}
     config = dataclasses.replace(JOBS[settings["job"]], **shared)
-    model = NETWORKS[config.network](nnx.Rngs(0), config.width)
+    model = make_network(config, 0)
     _, params, batch_stats = split_model(model)
     # The number of steps does not change the structure of the state.
     method = row.build(config.hyperparameters(row, steps_per_epoch=1))

@@ -5,25 +5,11 @@ from typing import Any, TypeAlias
 
 import jax
 import optax
-from flax import nnx
 
 from experiments.methods.method import Method
 
 # From weights to (loss, aux) and the gradient.
 Evaluate: TypeAlias = Callable[[Any], tuple[tuple[jax.Array, Any], Any]]
-
-
-def split_model(model: Any) -> tuple[nnx.GraphDef[Any], Any, Any]:
-    """The model as static graph, parameters and batch statistics, the last two as trees of plain arrays."""
-    graph, params, *rest = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return graph, nnx.as_pure(params), nnx.as_pure(rest[0])
-
-
-def training_pass(graph: nnx.GraphDef[Any], weights: Any, batch_stats: Any, inputs: Any) -> tuple[jax.Array, Any]:
-    """The outputs of the network in training, and the batch statistics after them."""
-    model = nnx.merge(graph, weights, batch_stats)
-    outputs = model(inputs, training=True)
-    return outputs, nnx.as_pure(nnx.state(model, nnx.BatchStat))
 
 
 def take_step(

@@ -12,7 +12,8 @@ from flax import nnx
 
 import fobt
 from experiments.core.losses import squared_hinge
-from experiments.core.step import split_model, take_step, training_pass
+from experiments.core.network import split_model, training_pass
+from experiments.core.step import take_step
 from experiments.costs.steps import ADAM_STEP, HYPER, OPTIONS, compared
 from experiments.costs.timing import PlainProgram, ratios
 from experiments.methods.baselines import full_precision

@@ -10,7 +10,8 @@ import numpy as np
 from flax import nnx
 
 import fobt
-from experiments.core.step import split_model, take_step, training_pass
+from experiments.core.network import split_model, training_pass
+from experiments.core.step import take_step
 from experiments.costs.timing import Program, median_seconds, ratios
 from experiments.methods.baselines import full_precision
 from experiments.methods.controls import sam

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from experiments.configs import JOBS
+from experiments.configs import make_job
 from experiments.core.cli import make_console, parse_options
 from experiments.core.config import TrainConfig
 from experiments.core.records import read_json, write_results
@@ -74,9 +74,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def jobs(config: DemoConfig) -> list[TrainConfig]:
     """The trainings: one of full precision, and one for each grid."""
-    job = dataclasses.replace(JOBS[config.job], seeds=(0,), output=config.runs)
-    if config.epochs is not None:
-        job = dataclasses.replace(job, epochs=config.epochs)
+    job = make_job(config.job, epochs=config.epochs, seeds=(0,), output=config.runs)
     on_grids = [dataclasses.replace(job, methods=("laq",), **OPTIONS[grid]) for grid in config.grids]
     return [dataclasses.replace(job, methods=("full_precision",)), *on_grids]
 

@@ -17,8 +17,8 @@ import tyro
 import fobt
 from experiments.core.cli import fail, parse_options
 from experiments.core.evaluation import EVALUATION_BATCH
+from experiments.core.network import split_model
 from experiments.core.records import environment, write_json
-from experiments.core.step import split_model
 from experiments.data import Dataset, MissingDataError, load_dataset
 from experiments.deployment.folding import Inference, fold
 from experiments.deployment.trained import Trained, read_trained

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import fobt
-from experiments.core.step import split_model
+from experiments.core.network import split_model
 from experiments.models import Network
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import jax
 from rich.console import Console
 
-from experiments.configs import JOBS
+from experiments.configs import make_job
 from experiments.core.cli import fail, make_console, parse_options
 from experiments.core.config import MethodName, TrainConfig, require
 from experiments.core.records import write_results
@@ -81,16 +81,16 @@ class DistributedConfig:
 
     def training_config(self) -> TrainConfig:
         """What all trainings have in common."""
-        changes = {key: value for key in ("epochs", "batch_size") if (value := getattr(self, key)) is not None}
-        return dataclasses.replace(
-            JOBS[self.job],
+        return make_job(
+            self.job,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
             methods=self.methods,
             every=(self.every,),
             seeds=(self.seed,),
             width=self.width,
             limit=self.limit,
             output=self.output,
-            **changes,
         )
 
     def trainings(self, processes: int) -> list[Training]:

@@ -4,19 +4,17 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.core.config import TrainConfig
 from experiments.core.evaluation import Evaluator
 from experiments.core.losses import LOSSES
+from experiments.core.network import abstract_network, make_network, split_model
 from experiments.core.programs import Step, TrainState, initial_state, train_step
-from experiments.core.step import split_model
 from experiments.data import Dataset
 from experiments.distributed.placement import shardings
 from experiments.methods.rows import Row
-from experiments.models import NETWORKS
 
 
 class ShardedPrograms:
@@ -42,13 +40,12 @@ class ShardedPrograms:
     def __init__(self, config: TrainConfig, row: Row, dataset: Dataset, mesh: Mesh, *, sharded: bool):
         steps_per_epoch = len(dataset.train) // config.batch_size
         method = row.build(config.hyperparameters(row, steps_per_epoch))
-        make_model, loss = NETWORKS[config.network], LOSSES[config.loss]
-        model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0), config.width))
+        loss, model = LOSSES[config.loss], abstract_network(config)
         graph, _, _ = split_model(model)
 
         def init() -> tuple[TrainState, jax.Array]:
             seed = config.seeds[0]
-            _, params, batch_stats = split_model(make_model(nnx.Rngs(seed), config.width))
+            _, params, batch_stats = split_model(make_network(config, seed))
             return initial_state(method, params, batch_stats, jnp.uint32(seed)), jnp.zeros(2)
 
         shapes = jax.eval_shape(init)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from experiments.configs import JOBS
+from experiments.configs import make_job
 from experiments.core.cli import make_console, parse_options
 from experiments.core.config import require
 from experiments.methods.rows import Row
@@ -60,8 +60,14 @@ class AblationConfig:
 def main(arguments: Sequence[str]) -> None:
     """Trains, and writes ablation.md, ablation.json and ablation.png into the folder."""
     config = parse_options(AblationConfig, arguments, "ablation")
-    changes = {key: value for key in ("epochs", "schedule", "limit") if (value := getattr(config, key)) is not None}
-    base = dataclasses.replace(JOBS[config.job], seeds=config.seeds, output=config.output, **changes)
+    base = make_job(
+        config.job,
+        epochs=config.epochs,
+        schedule=config.schedule,
+        limit=config.limit,
+        seeds=config.seeds,
+        output=config.output,
+    )
     console = make_console()
     run_job(dataclasses.replace(base, methods=("laq",)), console)
     for a in config.a_values:

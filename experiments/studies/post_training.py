@@ -20,18 +20,17 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import fobt
-from experiments.configs import JOBS
+from experiments.configs import make_job
 from experiments.core.cli import fail, make_console, parse_options
 from experiments.core.config import TrainConfig
 from experiments.core.evaluation import Evaluator
 from experiments.core.losses import LOSSES
+from experiments.core.network import split_model
 from experiments.core.programs import TrainState
 from experiments.core.records import write_results
-from experiments.core.saved_run import read_run
-from experiments.core.step import split_model
+from experiments.core.saved_run import SavedRun, read_run
 from experiments.data import Dataset, load_dataset
 from experiments.methods.rows import Row
-from experiments.models import NETWORKS
 from experiments.reporting.statistics import mean_and_deviation
 from experiments.reporting.tables import Columns, markdown, spread
 from experiments.train import run_job
@@ -81,8 +80,8 @@ class PostTrainingConfig:
 
     def training_config(self) -> TrainConfig:
         """The training."""
-        return dataclasses.replace(
-            JOBS[self.job],
+        return make_job(
+            self.job,
             methods=("full_precision",),
             epochs=self.epochs,
             seeds=self.seeds,
@@ -93,7 +92,7 @@ class PostTrainingConfig:
 
 LossFn = Callable[[Any], jax.Array]
 Losses = tuple[float, ...]  # the calibration loss of each evaluation of a method, in order
-Method = Callable[[TrainState, LossFn, fobt.Quantizer], tuple[Any, Losses]]
+Quantization = Callable[[TrainState, LossFn, fobt.Quantizer], tuple[Any, Losses]]
 
 
 def round_to_nearest(trained: TrainState, loss_fn: LossFn, quantizer: fobt.Quantizer) -> tuple[Any, Losses]:
@@ -126,7 +125,7 @@ def main(arguments: Sequence[str]) -> None:
     training = config.training_config()
     folder = run_job(training, console).path
     dataset = load_dataset(training.dataset, training.limit)
-    methods: dict[str, Method] = {
+    quantizations: dict[str, Quantization] = {
         "round to nearest, scale max|w|": round_to_nearest,
         PROJECTION: functools.partial(projection, weighted=False),
         "projection, curvature of the training": functools.partial(projection, weighted=True),
@@ -135,28 +134,21 @@ def main(arguments: Sequence[str]) -> None:
     }
     records = []
     for seed in training.seeds:
-        path = folder / Row(method="full_precision").name / f"seed-{seed}"
         try:
-            trained = read_run(path).arrays.state
+            run = read_run(folder / Row(method="full_precision").name / f"seed-{seed}")
         except ValueError as error:
             fail(str(error), code=2, command=COMMAND)
-        records += quantize_all(config, training, dataset, trained, methods, seed)
+        records += quantize_all(config, run, dataset, quantizations, seed)
         console.print(f"seed {seed}: quantized", highlight=False)
     write(config, records, console)
 
 
 def quantize_all(
-    config: PostTrainingConfig,
-    training: TrainConfig,
-    dataset: Dataset,
-    trained: TrainState,
-    methods: dict[str, Method],
-    seed: int,
+    config: PostTrainingConfig, run: SavedRun, dataset: Dataset, quantizations: dict[str, Quantization], seed: int
 ) -> list[dict[str, Any]]:
     """A record for full precision, and one for each number of bits and method."""
-    loss, model = LOSSES[training.loss], NETWORKS[training.network](nnx.Rngs(seed), training.width)
-    graph = split_model(model)[0]
-    evaluator = Evaluator(model, loss, dataset.prepare)
+    loss, trained, graph = LOSSES[run.config.loss], run.arrays.state, split_model(run.model)[0]
+    evaluator = Evaluator(run.model, loss, dataset.prepare)
     calibration = dataset.train.first(config.calibration_images)
     batch = next(calibration.batches(len(calibration)))
 
@@ -180,9 +172,9 @@ def quantize_all(
 
     records = [record(32, FULL_PRECISION, trained.params, (), None)]
     for bits in config.bits:
-        for name, method in methods.items():
+        for name, quantize in quantizations.items():
             start = time.perf_counter()
-            weights, losses = jax.block_until_ready(method(trained, loss_fn, fobt.linear(bits)))
+            weights, losses = jax.block_until_ready(quantize(trained, loss_fn, fobt.linear(bits)))
             records.append(record(bits, name, weights, losses, time.perf_counter() - start))
     return records
 

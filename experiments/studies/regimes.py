@@ -13,7 +13,7 @@ from typing import Any, Literal
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from experiments.configs import JOBS
+from experiments.configs import JOBS, make_job
 from experiments.core.cli import make_console, parse_options
 from experiments.core.config import MethodName, TrainConfig, require
 from experiments.core.records import write_results
@@ -101,8 +101,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def train(config: RegimesConfig, regime: str, console: Console) -> dict[str, Any]:
     """The record of a regime."""
-    changes = {key: value for key in ("epochs", "limit") if (value := getattr(config, key)) is not None}
-    job = dataclasses.replace(JOBS[config.job], methods=METHODS, every=(1,), a=config.a, seeds=config.seeds, **changes)
+    job = make_job(config.job, epochs=config.epochs, limit=config.limit, a=config.a, seeds=config.seeds)
+    job = dataclasses.replace(job, methods=METHODS, every=(1,))
     folder = config.output / regime.translate({ord(" "): "_", ord("×"): "times", ord("÷"): "over", ord("'"): None})
     job = dataclasses.replace(job, **REGIMES[regime](job), output=folder)
     half = dataclasses.replace(job, methods=("forward_backtrack",), budget="gradients")
@@ -133,7 +133,7 @@ def write(config: RegimesConfig, records: list[dict[str, Any]], console: Console
         columns = {**columns, key: (f"{heading}, %", interval(".0f", factor=100))}
     columns = {**columns, "accuracy_to_two_steps": ("accuracy: method to two LAQ steps", interval(".2f"))}
     table = markdown(columns, records)
-    epochs = config.epochs or JOBS[config.job].epochs
+    epochs = make_job(config.job, epochs=config.epochs).epochs
     explanation = EXPLANATION.format(job=f"{config.job}, {epochs} epochs", seeds=len(config.seeds), a=config.a)
     write_results(config.output, "regimes", f"{table}\n{explanation}", {"regimes": records})
     plot(config, records)

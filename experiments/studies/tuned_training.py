@@ -7,16 +7,15 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
 from experiments.core.config import TrainConfig
 from experiments.core.evaluation import Evaluation, Evaluator
 from experiments.core.losses import LOSSES
-from experiments.core.step import Evaluate, split_model, take_step, training_pass
+from experiments.core.network import abstract_network, make_network, split_model, training_pass
+from experiments.core.step import Evaluate, take_step
 from experiments.data import Batch, Dataset, Examples
 from experiments.methods.method import Hyperparameters, Method, make_quantizer
 from experiments.methods.registry import Entry, Options
-from experiments.models import NETWORKS
 
 Setting: TypeAlias = tuple[float, float, float]  # learning rate at the start, b1, b2
 Trained: TypeAlias = tuple[Any, Any]  # quantized weights, batch statistics
@@ -37,7 +36,7 @@ class TunedTraining:
         self._job, self._dataset, self._entry = job, dataset, entry
         self._steps = job.epochs * (len(dataset.train) // job.batch_size) // entry.gradients
         quantizer, loss = make_quantizer(grid), LOSSES[job.loss]
-        example = nnx.eval_shape(lambda: NETWORKS[job.network](nnx.Rngs(0), job.width))
+        example = abstract_network(job)
         graph = split_model(example)[0]
         self._evaluator = Evaluator(example, loss, dataset.prepare)
         cosine = optax.cosine_decay_schedule(1.0, self._steps)
@@ -76,7 +75,7 @@ class TunedTraining:
         Returns:
             The weights to evaluate.
         """
-        _, params, batch_stats = split_model(NETWORKS[self._job.network](nnx.Rngs(seed), self._job.width))
+        _, params, batch_stats = split_model(make_network(self._job, seed))
         carry = params, self._init(params, setting), batch_stats
         batches = self._batches(seed)
         for _ in range(self._steps):

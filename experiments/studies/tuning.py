@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.configs import JOBS
+from experiments.configs import make_job
 from experiments.core.cli import fail, make_console, parse_options
 from experiments.core.config import TrainConfig, require
 from experiments.core.evaluation import TRAIN_LOSS_EXAMPLES
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
             fail(f"{config.output} holds rows with other settings: choose another --output", code=2, command=COMMAND)
         records = {record["label"]: record for record in before["rows"]}
     console = make_console()
-    job = JOBS[config.job] if config.epochs is None else dataclasses.replace(JOBS[config.job], epochs=config.epochs)
+    job = make_job(config.job, epochs=config.epochs)
     dataset = load_dataset(job.dataset, config.limit)
     for label, (entry, options) in offered(config.rows).items():
         if label not in records:

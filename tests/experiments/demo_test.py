@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 import fobt
+from experiments.core.network import split_model
 from experiments.core.records import ROOT
-from experiments.core.step import split_model
 from experiments.data import DATASETS
 from experiments.deployment import demo
 from experiments.deployment.read_packed import read_packed

@@ -14,8 +14,8 @@ from training_cases import random_dataset
 
 from experiments.configs import JOBS
 from experiments.core.losses import LOSSES
+from experiments.core.network import split_model
 from experiments.core.programs import initial_state, train_step
-from experiments.core.step import split_model
 from experiments.data.augmentation import crop_and_flip
 from experiments.methods.method import Hyperparameters
 from experiments.methods.rows import Row

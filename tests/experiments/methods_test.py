@@ -12,7 +12,8 @@ from training_cases import small_digits
 
 import fobt
 from experiments.core.config import MethodName
-from experiments.core.step import split_model, take_step
+from experiments.core.network import split_model
+from experiments.core.step import take_step
 from experiments.methods import controls, straight_through
 from experiments.methods.method import Hyperparameters, make_quantizer
 from experiments.methods.rows import Row

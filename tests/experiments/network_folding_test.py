@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import fobt
-from experiments.core.step import split_model
+from experiments.core.network import split_model
 from experiments.deployment.folding import fold
 from experiments.models import NETWORKS
 

@@ -12,8 +12,8 @@ from training_cases import random_dataset, random_examples
 from experiments.configs import JOBS
 from experiments.core.evaluation import Evaluator
 from experiments.core.losses import LOSSES, squared_hinge
+from experiments.core.network import split_model
 from experiments.core.programs import Programs, TrainState, flip_share
-from experiments.core.step import split_model
 from experiments.methods.method import Hyperparameters
 from experiments.methods.rows import Row
 from experiments.models import NETWORKS, Network

@@ -9,17 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 import fobt
 from experiments.configs import JOBS
 from experiments.core.config import TrainConfig
 from experiments.core.losses import LOSSES
+from experiments.core.network import abstract_network, make_network
 from experiments.core.programs import Programs
 from experiments.core.records import write_results
 from experiments.data import Dataset, load_dataset
 from experiments.methods.rows import Row
-from experiments.models import NETWORKS
 from experiments.reporting.statistics import standard_deviation
 from experiments.reporting.tables import Columns, markdown
 from experiments.studies.zigzag.paths import Paths, choose, plot_paths, reader
@@ -129,15 +128,13 @@ def train(config: TrainConfig, row: Row, dataset: Dataset, seeds: Sequence[int],
     method = row.build(config.hyperparameters(row, steps_per_epoch))
     tracked = fobt.track_oscillations(method.optimizer, method.quantizer, sample=None, full_precision_gradient=True)
     method = dataclasses.replace(method, optimizer=tracked)
-    make_model, loss = NETWORKS[config.network], LOSSES[config.loss]
-    example = nnx.eval_shape(lambda: make_model(nnx.Rngs(0), config.width))
     two_stage = row.gradient_evaluations(1, 1) == 2
     batch = next(dataset.train.shuffled_batches(config.batch_size, 0, 1))
-    programs = Programs(example, loss, dataset, method, {two_stage}, batch)
+    programs = Programs(abstract_network(config), LOSSES[config.loss], dataset, method, {two_stage}, batch)
     metrics = jax.jit(fobt.oscillation_metrics)
 
     def run(seed: int) -> TrackedRun:
-        state = programs.init_state(make_model(nnx.Rngs(seed), config.width), seed)
+        state = programs.init_state(make_network(config, seed), seed)
         totals = jnp.zeros(2)
         history: list[dict[str, Any]] = []
         values: list[jax.Array] = []
