@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from experiments.core.cli import fail, make_console, parse
+from experiments.configs import JOBS
+from experiments.core.cli import TRAIN, fail, make_console, parse_options, program
 from experiments.core.config import TrainConfig
 from experiments.core.evaluation import Evaluator
 from experiments.core.losses import LOSSES
@@ -21,12 +22,42 @@ from experiments.core.run_folder import JobFolder
 from experiments.data import Dataset, MissingDataError, load_dataset
 from experiments.reporting.report import write_report
 
+DESCRIPTION = "Train one network with several methods and seeds, and compare them."
+DEFAULT_JOB = "digits"
+
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the job of the command line."""
     console = make_console()
     folder = run_job(parse(arguments).effective(), console)
     write_report([folder.path], folder.path, console)
+
+
+def parse(arguments: Sequence[str]) -> TrainConfig:
+    """The configuration that the command line asks for.
+
+    Args:
+        arguments: What follows the program name: optionally a job, then options.
+
+    Returns:
+        The configuration of the job with the options applied.
+
+    Raises:
+        SystemExit: As `parse_options`.
+    """
+    job, options = DEFAULT_JOB, list(arguments)
+    if options and not options[0].startswith("-"):
+        job = options.pop(0)
+    if job not in JOBS:
+        fail(f"unknown job {job!r}: choose one of {', '.join(JOBS)}", code=2)
+    return parse_options(
+        TrainConfig,
+        options,
+        TRAIN,
+        default=JOBS[job],
+        prog=f"{program(TRAIN)} {job}",
+        description=f"{DESCRIPTION} Jobs: {', '.join(JOBS)}.",
+    )
 
 
 def run_job(config: TrainConfig, console: Console) -> JobFolder:

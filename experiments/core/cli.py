@@ -11,40 +11,8 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 from rich.console import Console
 
-from experiments.configs import JOBS
-from experiments.core.config import TrainConfig
-
 TRAIN = "train"
-DESCRIPTION = "Train one network with several methods and seeds, and compare them."
-DEFAULT_JOB = "digits"
 Config = TypeVar("Config")
-
-
-def parse(arguments: Sequence[str]) -> TrainConfig:
-    """The configuration that the command line asks for.
-
-    Args:
-        arguments: What follows the program name: optionally a job, then options.
-
-    Returns:
-        The configuration of the job with the options applied.
-
-    Raises:
-        SystemExit: With code 2 after one line on stderr, where an argument is wrong; with code 0 after `--help`.
-    """
-    job, options = DEFAULT_JOB, list(arguments)
-    if options and not options[0].startswith("-"):
-        job = options.pop(0)
-    if job not in JOBS:
-        fail(f"unknown job {job!r}: choose one of {', '.join(JOBS)}", code=2)
-    return parse_options(
-        TrainConfig,
-        options,
-        TRAIN,
-        default=JOBS[job],
-        prog=f"{program(TRAIN)} {job}",
-        description=f"{DESCRIPTION} Jobs: {', '.join(JOBS)}.",
-    )
 
 
 def parse_options(config: type[Config], options: Sequence[str], command: str, **settings: Any) -> Config:
@@ -57,7 +25,7 @@ def parse_options(config: type[Config], options: Sequence[str], command: str, **
         **settings: For `tyro.cli`.
 
     Raises:
-        SystemExit: As `parse`.
+        SystemExit: With code 2 after one line on stderr, where an option is wrong; with code 0 after `--help`.
     """
     errors = io.StringIO()
     try:

@@ -13,7 +13,7 @@ from experiments.methods.method import Hyperparameters
 from experiments.methods.registry import METHODS
 from experiments.methods.rows import Row
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # type checkers take no computed choices
     MethodName: TypeAlias = str
 else:
     MethodName = Literal[tuple(name for name, entry in METHODS.items() if entry.title)]

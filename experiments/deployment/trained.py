@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import fobt
-from experiments.core.saved_run import SavedRun, read_run
 from experiments.methods.method import make_quantizer
 from experiments.methods.registry import METHODS
 from experiments.methods.rows import Row
+from experiments.reporting.saved_run import SavedRun, read_run
 
 # XLA multiplies by 1/n where `Quantized.dequantize` divides by n: under `jax.jit` weights differ in their last bit.
 _ROUNDING = 1e-6

@@ -28,9 +28,9 @@ from experiments.core.losses import LOSSES
 from experiments.core.network import split_model
 from experiments.core.programs import TrainState
 from experiments.core.records import write_results
-from experiments.core.saved_run import SavedRun, read_run
 from experiments.data import Dataset, load_dataset
 from experiments.methods.rows import Row
+from experiments.reporting.saved_run import SavedRun, read_run
 from experiments.reporting.statistics import mean_and_deviation
 from experiments.reporting.tables import Columns, markdown, spread
 from experiments.train import run_job

@@ -11,9 +11,9 @@ from flax import nnx
 import fobt
 from experiments.core.evaluation import Evaluator
 from experiments.core.losses import LOSSES
-from experiments.core.saved_run import read_run
 from experiments.data import load_dataset
 from experiments.models.feed_forward import digits_cnn
+from experiments.reporting.saved_run import read_run
 from experiments.studies import post_training
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
