@@ -6,16 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from flax import nnx
-from training_cases import random_dataset
 
 import fobt
-from experiments.configs import JOBS
-from experiments.losses import LOSSES
-from experiments.methods import build
-from experiments.models import NETWORKS
-from experiments.rows import Row
-from experiments.steps import Programs
 
 QUANTIZER = fobt.binary()
 ADAM, TWO_STAGE = optax.adam(1e-2), fobt.forward_backtrack(1e-2, QUANTIZER)
@@ -78,16 +70,3 @@ def test_every_leaf_has_the_buffer_of_its_successor(name):
     places = [leaf.unsafe_buffer_pointer() for leaf in leaves]
     assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(compiled(*carry))] == places
     assert all(leaf.is_deleted() for leaf in leaves)
-
-
-def test_the_training_program_of_the_experiments_reuses_its_whole_state(compile_fast):
-    config = JOBS["mnist_small_mlp"]
-    dataset = random_dataset(config.dataset)
-    row = Row(method="forward_backtrack", grid="binary", a=0.6, every=1, every_unit="steps")
-    method = build(row, lambda count: jnp.float32(1e-3), config.weight_bounds)
-    model = NETWORKS[config.network](nnx.Rngs(0), 0.1)
-    batch = next(dataset.train.shuffled_batches(16, 0, 1))
-    programs = Programs(model, LOSSES[config.loss], dataset, method, [True], batch)
-    carry = programs.init_state(model, 0), jnp.zeros(2)
-    reused = programs.steps[True].memory_analysis().alias_size_in_bytes
-    assert reused == sum(leaf.nbytes for leaf in jax.tree.leaves(carry))

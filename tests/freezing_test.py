@@ -1,7 +1,6 @@
 """Freezing against a NumPy loop over the codes that were seen, in closed form, and through a checkpoint."""
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +8,8 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from rich.console import Console
-from training_cases import small_digits
 
 import fobt
-from experiments import train
 
 MOMENTUM, THRESHOLD = 0.3, 0.35
 
@@ -197,30 +193,3 @@ def test_params_are_needed():
     params = jnp.ones((1, 2))
     with pytest.raises(ValueError, match=r"params must be given: update\(updates, state, params\), got None"):
         tx.update(params, tx.init(params))
-
-
-@pytest.mark.usefixtures("compile_fast")
-def test_on_the_harness(tmp_path):
-    """Weights freeze from a quarter of the training on; dampening and re-estimated statistics train too."""
-    config = small_digits(
-        methods=("laq", "laq_freezing", "laq_dampening"),
-        freezing_threshold=1e-4,
-        reestimate_batch_stats=2,
-        epochs=4,
-        learning_rate=0.05,
-        output=tmp_path,
-    )
-    train.run_job(config, Console(quiet=True))
-
-    def metrics(pattern):
-        (path,) = tmp_path.glob(f"{pattern}/seed-0/metrics.jsonl")
-        return [json.loads(line) for line in path.read_text().splitlines()]
-
-    shares = [record["frozen_share"] for record in metrics("laq_freezing*")]
-    assert shares[0] == 0  # the first quarter
-    assert 0 < shares[1] <= shares[2] <= shares[3] < 1
-    laq, dampened = metrics("laq-*"), metrics("laq_dampening*")
-    assert [record["frozen_share"] for record in laq] == [None] * 4
-    # λ is 0 in the first quarter, and changes the weights after it.
-    assert dampened[0]["train_loss"] == pytest.approx(laq[0]["train_loss"], rel=1e-3)
-    assert dampened[-1]["train_loss"] != laq[-1]["train_loss"]

@@ -7,11 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 import fobt
-from experiments.models import NETWORKS
-from experiments.steps import split_model
 from fobt._src.quantizers.grid import Grid
 from tests.litert_cases import GRIDS, PER_TENSOR, close, leaf, normal, run, stored_weights
 
@@ -54,33 +51,6 @@ def test_a_convolution(grid: str, split, channels: int):
     assert sorted(stored_weights(model)[0].ravel()) == pytest.approx(
         sorted(np.asarray(quantized["kernel"].dequantize()).ravel()), rel=1e-6
     )
-
-
-@pytest.mark.parametrize(
-    ("network", "grid"),
-    [
-        *((network, "binary") for network in ("digits_cnn", "lenet5", "mlp", "vgg", "resnet18")),
-        *((network, "linear 4") for network in ("lenet5", "mlp")),
-    ],
-)
-def test_networks_with_folded_normalisation(network: str, grid: str):
-    from experiments.folding import fold
-
-    model = NETWORKS[network](nnx.Rngs(0), 1.0 if network in ("digits_cnn", "lenet5") else 1 / 32)
-    shape = {"digits_cnn": (8, 8, 1), "lenet5": (28, 28, 1), "mlp": (28, 28, 1)}.get(network, (32, 32, 3))
-    _, params, batch_stats = split_model(model)
-    quantizer = fobt.binary() if grid == "binary" else fobt.linear(4)
-    folded = fold(model, fobt.quantize(params, None, quantizer), batch_stats)
-    x = normal(1, *shape)
-    content = fobt.export.to_litert(folded, folded.quantized, x)
-    # Sums over thousands of products, layer after layer, each in another order.
-    close(run(content, x), folded(fobt.dequantize(folded.quantized), x), tolerance=1e-5)
-    leaves = [leaf for leaf in jax.tree.leaves(folded.quantized, is_leaf=_is_quantized) if _is_quantized(leaf)]
-    assert len(stored_weights(content)) == len(leaves)
-
-
-def _is_quantized(value: object) -> bool:
-    return isinstance(value, fobt.Quantized)
 
 
 def test_a_file_takes_the_bits_it_promises():

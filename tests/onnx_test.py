@@ -11,8 +11,6 @@ from flax import nnx
 from onnx_cases import free_batch, normal, run
 
 import fobt
-from experiments.models import NETWORKS
-from experiments.steps import split_model
 from fobt._src.quantizers.granularity import Granularity, PerBlock, PerChannel
 from fobt._src.quantizers.grid import Grid
 
@@ -241,35 +239,6 @@ def test_pooling(pool, options: dict):
     x = normal(2, 8, 7, 3)
     np.testing.assert_allclose(run(model, x)[0], pool(jnp.asarray(x), (3, 2), **options), rtol=1e-5, atol=1e-6)
     assert {"MaxPool", "AveragePool"} & {node.op_type for node in model.graph.node}
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "width", "grid"),
-    [
-        ("digits_cnn", (8, 8, 1), 0.5, "binary"),
-        ("small_mlp", (28, 28, 1), 0.1, "ternary"),
-        ("lenet5", (28, 28, 1), 0.2, "linear 4"),
-        ("vgg", (32, 32, 3), 0.03, "ternary"),
-        ("resnet18", (32, 32, 3), 0.03, "binary"),
-    ],
-)
-def test_networks(name: str, shape: tuple[int, int, int], width: float, grid: str):
-    graph, params, batch_stats = split_model(NETWORKS[name](nnx.Rngs(0), width))
-
-    @jax.jit
-    def quantize(leaf):
-        return fobt.Quantized(
-            jnp.sign(leaf).astype(jnp.int8), jnp.std(leaf), GRIDS[grid][0], fobt.per_tensor(), 1, leaf.dtype
-        )
-
-    quantized = jax.tree.map(lambda leaf: quantize(leaf) if leaf.ndim >= 2 else leaf, params)
-    function = jax.jit(lambda weights, x: nnx.merge(graph, weights, batch_stats)(x, training=False))
-    model = fobt.export.to_onnx(function, quantized, free_batch(*shape))
-    x = normal(3, *shape)
-    expected = np.asarray(function(fobt.dequantize(quantized), x))
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(run(model, x)[0] / scale, expected / scale, atol=1e-5)
-    np.testing.assert_allclose(run(model, x[:1])[0] / scale, expected[:1] / scale, atol=1e-5)
 
 
 def test_a_free_dimension_that_is_no_dimension_of_an_input_is_named():
