@@ -3,9 +3,13 @@
 import importlib.util
 import os
 
-# Read when the first array is made, so it may be set after `import jax` but not much later.
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+# Read when the first array is made, so it may be set after `import jax` but not much later; of two flags the last wins.
+# What a test costs is the compilation of its programs: without the newer emitters of fusions and with one module a
+# program, XLA takes a third of the time.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8"
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 " + os.environ.get("XLA_FLAGS", "")
+)
 
 import hypothesis
 import jax

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from litert_cases import GRIDS, PER_TENSOR, close, leaf, normal, run, stored_weights
 
 import fobt
 from fobt._src.quantizers.grid import Grid
-from tests.litert_cases import GRIDS, PER_TENSOR, close, leaf, normal, run, stored_weights
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax import nnx
+from packed_cases import GRANULARITIES, PACKED_GRIDS, bytes_of, quantized, weights_of
 
 import fobt
 from fobt._src.packed.packed_file import file_digest, parse
-from tests.packed_cases import GRANULARITIES, PACKED_GRIDS, bytes_of, quantized, weights_of
 
 BIAS = np.array([0.5, -1.5], np.float32)
 
