@@ -17,7 +17,7 @@ from experiments.core.config import require
 from experiments.methods.rows import Row
 from experiments.reporting import paper
 from experiments.reporting.plots import plot_jobs
-from experiments.reporting.results import Job, Run, read_job
+from experiments.reporting.results import Job, Run, read_job, write_rows
 from experiments.reporting.statistics import as_record, mean_and_deviation, paired_difference
 from experiments.reporting.tables import Columns, interval, markdown, spread
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def write_report(folders: Sequence[Path], output: Path, console: Console) -> None:
-    """Writes report.md, report.json and report.png.
+    """Writes report.md, report.json and report.png, and in each job folder the records of its rows.
 
     Args:
         folders: Job folders.
@@ -71,6 +71,8 @@ def write_report(folders: Sequence[Path], output: Path, console: Console) -> Non
         OSError: A folder cannot be read, or is none, or output cannot be written.
     """
     jobs = [read_job(folder) for folder in folders]
+    for folder in folders:
+        write_rows(folder)
     output.mkdir(parents=True, exist_ok=True)
     content, text = [], []
     for job in jobs:

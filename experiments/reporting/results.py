@@ -1,10 +1,12 @@
-"""Run folders, read back: what the reports are made of."""
+"""Runs, read back from their folders or from the records of their rows: what the reports are made of."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.core.records import read_json, read_lines
+from experiments.core.records import read_json, read_lines, write_text
 from experiments.methods.rows import Row
 from experiments.reporting import paper
 
@@ -64,20 +66,39 @@ def read_job(path: Path) -> Job:
     description = path / "job.json"
     if not description.exists():
         raise FileNotFoundError(f"{path} is no folder of `python -m experiments.train`: it has no job.json")
-    runs = []
-    for config in path.glob("*/seed-*/config.json"):
-        settings = read_json(config)["config"]
-        result = config.parent / "result.json"
-        runs.append(
-            Run(
-                Row(**settings["row"]),
-                settings["seed"],
-                read_lines(config.parent / "metrics.jsonl"),
-                read_json(result) if result.exists() else None,
-            )
-        )
-    runs.sort(key=lambda run: (run.row.sort_key, run.seed))
+    runs: dict[tuple[Row, int], Run] = {}
+    for record in _records(path):
+        settings = record["config"]
+        run = Run(Row(**settings["row"]), settings["seed"], record["metrics"], record["result"])
+        runs[run.row, run.seed] = run
     by_row: dict[Row, list[Run]] = {}
-    for run in runs:
+    for run in sorted(runs.values(), key=lambda run: (run.row.sort_key, run.seed)):
         by_row.setdefault(run.row, []).append(run)
     return Job(path, read_json(description), by_row)
+
+
+def write_rows(path: Path) -> None:
+    """Writes a record of each row of a job folder, rows/ROW.jsonl, with a line for each seed.
+
+    A line has all that the folder of the run has, but for checkpoints, so that it can be kept where the folder is not.
+    """
+    rows: dict[str, dict[int, str]] = {}
+    for record in _records(path):
+        row, seed = Row(**record["config"]["row"]), record["config"]["seed"]
+        rows.setdefault(row.name, {})[seed] = json.dumps(record) + "\n"
+    for name, lines in rows.items():
+        (path / "rows").mkdir(exist_ok=True)
+        write_text(path / "rows" / f"{name}.jsonl", "".join(lines[seed] for seed in sorted(lines)))
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """All runs of a job folder: config, environment, metrics and result. Folders come last, as they are the newer."""
+    for record in sorted(path.glob("rows/*.jsonl")):
+        yield from read_lines(record)
+    for config in sorted(path.glob("*/seed-*/config.json")):
+        result = config.parent / "result.json"
+        yield {
+            **read_json(config),
+            "metrics": read_lines(config.parent / "metrics.jsonl"),
+            "result": read_json(result) if result.exists() else None,
+        }
