@@ -13,7 +13,6 @@ import tyro
 from rich.console import Console
 
 from experiments.core.cli import fail, make_console, parse_options
-from experiments.core.config import require
 from experiments.methods.rows import Row
 from experiments.reporting import paper
 from experiments.reporting.plots import plot_jobs
@@ -46,13 +45,12 @@ class ReportConfig:
     output: Path | None = None
     """Where report.md, report.json and report.png go; by default into the first folder."""
 
-    def __post_init__(self) -> None:
-        require(bool(self.folders), "folders", "at least one", self.folders)
-
 
 def main(arguments: Sequence[str]) -> None:
     """Writes the report of the folders on the command line."""
     config = parse_options(ReportConfig, arguments, COMMAND)
+    if not config.folders:
+        fail("give at least one folder", code=2, command=COMMAND)
     try:
         write_report(config.folders, config.output or config.folders[0], make_console())
     except OSError as error:

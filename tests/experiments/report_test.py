@@ -110,7 +110,9 @@ def test_a_folder_without_finished_runs_is_no_error(tmp_path: Path):
     assert "| LAQ" not in (folder.path / "report.md").read_text()
 
 
-@pytest.mark.parametrize(("arguments", "message"), [(["nowhere"], "nowhere is no folder of"), ([], "folders")])
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["nowhere"], "nowhere is no folder of"), ([], "give at least one folder")]
+)
 def test_a_folder_that_is_none_gives_one_line(
     arguments: list, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
