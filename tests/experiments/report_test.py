@@ -1,6 +1,7 @@
 """Reports: statistics against closed forms, and tables against runs made up by hand."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,15 @@ def test_the_report_of_several_folders(job: Path, tmp_path: Path, capsys: pytest
     assert "+4.00 [+4.00, +4.00]" in text
     assert len(json.loads((tmp_path / "out" / "report.json").read_text())) == 2
     assert text.strip() == capsys.readouterr().out.strip()
+
+
+def test_the_records_of_rows_stand_for_the_folders_of_runs(job: Path, tmp_path: Path):
+    report.main([str(job), "--output", str(tmp_path / "before")])
+    for folder in job.glob("*/seed-*"):
+        shutil.rmtree(folder)
+    report.main([str(job), "--output", str(tmp_path / "after")])
+    for name in ("report.md", "report.json"):
+        assert (tmp_path / "after" / name).read_text() == (tmp_path / "before" / name).read_text()
 
 
 def test_a_folder_without_finished_runs_is_no_error(tmp_path: Path):
