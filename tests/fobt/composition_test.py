@@ -64,6 +64,7 @@ def first_step(tx, grad_fn=None):
 # --- Chains --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_chain_before_changes_the_first_gradient_only():
     halve = optax.scale(0.5)
     updates, _, grads = first_step(optax.chain(halve, method()))
@@ -129,6 +130,7 @@ def test_inject_hyperparams(every):
     assert state.hyperparams["a"] == jnp.float32(0.6)
 
 
+@pytest.mark.slow
 def test_inject_hyperparams_schedules_any_number():
     a = optax.linear_schedule(0.5, 0.9, 3)
     learning_rate = optax.cosine_decay_schedule(LEARNING_RATE, 10)
@@ -169,6 +171,7 @@ def test_no_first_moment():
     chex.assert_trees_all_close(updates, jax.tree.map(expected, grads, trial_grads, blend), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_and_two_stage():
     """A period, a predicate, and both kinds of override choose the same steps."""
     second = [bool((i + 1) % 2 == 0) for i in range(4)]
@@ -232,6 +235,7 @@ def test_a_trial_gradient_that_is_not_finite_gives_the_plain_step(bad, leaf, eve
 # --- Accumulation --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_multi_steps_takes_the_trial_gradient_on_the_last_micro_batch():
     """It accumulates the first gradient only, and evaluates grad_fn on every micro-batch to use the last one."""
     calls = []

@@ -187,6 +187,7 @@ def test_plain_steps_are_those_of_adam_to_the_last_bit(dtype, kwargs):
 # --- Transformations of JAX ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ["period", "ternary", "optimistic"])
 def test_vmap_over_seeds_is_a_loop_over_them(row):
     _, _, loss_fn = make_problem("mixed", "float32")

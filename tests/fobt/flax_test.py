@@ -56,6 +56,7 @@ def nnx_single_pass(model, params, state):
     return make_loss_fn(graph)(weights, rest, *make_batch())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("two_stage", [True, False])
 def test_nnx_first_pass_alone_changes_the_rest(two_stage):
     """Batch statistics and the counts of random streams after a step are those of a single forward pass."""
@@ -89,6 +90,7 @@ def drop_keys(tree):
     return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, nnx.to_pure_dict(tree))
 
 
+@pytest.mark.slow
 def test_nnx_optimizer():
     """nnx.Optimizer passes grad_fn and two_stage on, and does what a loop of one's own does."""
     model, batch = NnxModel(nnx.Rngs(0)), make_batch()
@@ -110,6 +112,7 @@ def test_nnx_optimizer():
     chex.assert_trees_all_close(jax.tree.leaves(moments), jax.tree.leaves(state.nu), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_nnx_optimizer_under_nnx_jit():
     model, batch = NnxModel(nnx.Rngs(0)), make_batch()
     optimizer = nnx.Optimizer(model, TX, wrt=nnx.Param)
@@ -144,6 +147,7 @@ def linen_loss_fn(weights, statistics, key, x, y):
     return jnp.mean((out - y) ** 2), updated["batch_stats"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("two_stage", [True, False])
 def test_linen_first_pass_alone_changes_batch_statistics(two_stage):
     batch, key = make_batch(), jax.random.key(3)
@@ -178,6 +182,7 @@ def nnx_mask_loss(weights, key):
     return jnp.sum(nnx.Dropout(0.5, rngs=nnx.Rngs(dropout=key))(weights["kernel"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_fn", [linen_mask_loss, nnx_mask_loss])
 def test_both_passes_drop_the_same_units(loss_fn):
     params = {"kernel": jax.random.normal(jax.random.key(0), (16, 16))}

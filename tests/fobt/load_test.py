@@ -118,6 +118,7 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=20)
 @hypothesis.given(configurations())
 def test_any_configuration_trains_in_one_program(compilations, configuration):
@@ -158,6 +159,7 @@ def test_any_configuration_trains_in_one_program(compilations, configuration):
     assert compiled == [1] + [0] * (STEPS - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["loss-aware", "two-stage", "optimistic"])
 def test_ten_thousand_steps_leave_nothing_behind(compilations, method):
     quantizer = fobt.binary()

@@ -81,6 +81,7 @@ WRAPPED = {
 NO_CODES = jax.tree.map(lambda leaf: jnp.sign(leaf).astype(jnp.int8), PARAMS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", DIFFERENT)
 def test_gradients_of_another_quantizer(case):
     ours, theirs, leaf = DIFFERENT[case]
@@ -94,6 +95,7 @@ def test_gradients_of_another_quantizer_in_a_wrapper(name):
         train_step(WRAPPED[name](fobt.binary()), fobt.ternary(), jit=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SAME)
 @pytest.mark.parametrize("name", ["forward_backtrack", "tracked", "frozen"])
 def test_gradients_of_the_same_quantizer(name, case):
@@ -129,6 +131,7 @@ def test_optimistic_with_gradients_of_the_current_point(wrap, jit):
         train_step(tx, fobt.binary(), jit)
 
 
+@pytest.mark.slow
 def test_optimistic_ignores_other_gradient_functions():
     """Those of a plain step, of one's own, and of weights that the trial point has given."""
     tx = fobt.oscillations.track_oscillations(

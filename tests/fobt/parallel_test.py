@@ -124,6 +124,7 @@ def check_shardings(tree, shardings):
             assert leaf.sharding.is_equivalent_to(shardings[name], leaf.ndim), (path, leaf.sharding)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -153,6 +154,7 @@ def test_steps_are_those_of_one_device(layout, method):
     check_shardings((params, state, codes), shardings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_no_whole_tensor_travels_in_the_projection(layout):
     """Per tensor: at most histograms of 2048 bins, of kernels of 32768 weights or more; nothing where all have all."""

@@ -73,6 +73,7 @@ def test_projection_by_group(mesh, spec, name):
     check_projection(name, SHAPE, NamedSharding(mesh, SPECS[spec]))
 
 
+@pytest.mark.slow
 def test_projection_without_jit(mesh):
     quantizer = QUANTIZERS["ternary by block"]
     arrays = make_weights()
@@ -162,6 +163,7 @@ def train(quantizer, params, batch):
     return params, state, run(jax.jit(lambda p, s: fobt.quantized_params(p, s, quantizer)), params, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "spec"),
     [("binary", "rows"), ("ternary", "both"), ("ternary by channel", "columns")],
@@ -188,6 +190,7 @@ def test_whole_steps(mesh, name, spec):
 # --- The instrument ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_instrument_moves_scalars_only(mesh, spec):
     """At most 1000 of the weights are followed, where they are; their signs are the codes."""

@@ -63,6 +63,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_loop_of_steps_is_the_loop_by_hand(name: str):
     training, expected = CASES[name]

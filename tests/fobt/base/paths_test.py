@@ -29,6 +29,7 @@ def test_a_json_pointer_without_its_first_slash():
     assert leaf_paths(nnx.state(module, nnx.Param)) == ["bias", "kernel"]  # of variables, not of what is in them
 
 
+@pytest.mark.slow
 def test_everything_that_names_leaves_names_them_alike(tmp_path: Path):
     quantized = fobt.quantize(SLASHES, None, fobt.binary())
     assert list(fobt.oscillations.track_oscillations(optax.adam(1e-3), fobt.binary()).init(SLASHES).leaves) == WRITTEN
@@ -53,6 +54,7 @@ def test_everything_that_names_leaves_names_them_alike(tmp_path: Path):
         fobt.quantize({"a/b": jnp.ones((2, 2))}, optax.sgd(1e-3).init(None), fobt.binary())
 
 
+@pytest.mark.slow
 def test_both_leaves_are_followed():
     tx = fobt.oscillations.track_oscillations(
         optax.sgd(1.0), lambda params: jax.tree.map(lambda w: (w > 0).astype(jnp.int8), params)

@@ -80,6 +80,7 @@ def test_follows_the_reference(name, every, weight_bounds):
             assert state.count == t
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("b1", [0.0, 0.9])
 def test_two_scales_follow_the_reference(b1):
     def projection(w, curvature):
@@ -128,6 +129,7 @@ def toy_trajectory(w, c, a, steps, two_stage):
     return np.array(trajectory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("w", "c"), [(0.3, 1.0), (-2.0, 5.0)])
 def test_loss_aware_quantization_alternates_for_ever_on_the_toy_problem(w, c):
     with jax.enable_x64(True):
@@ -156,6 +158,7 @@ def test_the_method_stands_still_at_a_half_on_the_toy_problem():
 # --- Limit cases ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("two_stage", [None, True])
 def test_a_of_one_is_adam_at_the_same_gradients(two_stage):
     tx, adam = fobt.forward_backtrack(1e-2, fobt.binary(), a=1.0), optax.adam(1e-2)

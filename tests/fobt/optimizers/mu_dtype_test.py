@@ -92,6 +92,7 @@ def test_plain_steps_are_those_of_adam_to_the_last_bit(params_dtype, mu_dtype):
             chex.assert_trees_all_equal(state, adam_state[0])
 
 
+@pytest.mark.slow
 def test_each_step_is_that_of_the_reference_to_the_rounding_of_bfloat16():
     """The reference takes each step from the state that the last one left, so that roundings do not add up."""
     projections = {"W": PROJECTIONS["binary"][1], "V": PROJECTIONS["binary"][1]}

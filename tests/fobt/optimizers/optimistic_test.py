@@ -69,6 +69,7 @@ def test_follows_the_reference(name, weight_bounds):
             chex.assert_trees_all_close(state.trial_grads, last, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_of_one_is_loss_aware_quantization_one_step_behind():
     """The trial point is then the next iterate, so the trial weights are those at which LAQ takes its gradients."""
     quantizer = fobt.ternary(solver="exact")
@@ -200,6 +201,7 @@ def test_a_two_stage_state_goes_on_with_one_gradient():
     assert inner.count == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_dtypes_stay_and_the_second_call_compiles_nothing(dtype):
     quantizer = fobt.ternary()

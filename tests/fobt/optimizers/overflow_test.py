@@ -55,6 +55,7 @@ def finite(tree):
     return all(np.all(np.isfinite(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_one_large_gradient(name, dtype):
@@ -76,6 +77,7 @@ def test_one_large_gradient(name, dtype):
         assert quantized.codes[0, 1] == quantizer.round_to_nearest(params["w"], quantized.scale).codes[0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", LARGE)
 @pytest.mark.parametrize("name", ["adam", "two-stage", "optimistic"])
 def test_squares_that_overflow_or_vanish_in_every_dtype(name, dtype):

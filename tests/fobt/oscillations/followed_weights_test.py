@@ -72,6 +72,7 @@ def test_by_hand(codes, latents, oscillations, amplitude):
     np.testing.assert_allclose(expected_oscillations(codes, latents)[0], amplitude)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("w", "c"), [(0.3, 1.0), (-2.0, 5.0)])
 @pytest.mark.parametrize(("two_stage", "amplitude_of_w"), [(False, 2), (True, 0)])
 def test_the_toy_problem(w, c, two_stage, amplitude_of_w):
@@ -108,6 +109,7 @@ def test_strides_take_at_most_the_sample_and_not_much_less(shape, sample):
     assert taken == size if sample is None or size <= sample else sample / 4 < taken <= sample
 
 
+@pytest.mark.slow
 def test_the_followed_weights_are_those_at_the_strides():
     params = {"kernel": jnp.arange(96.0).reshape(4, 24)}
     tx = fobt.oscillations.track_oscillations(optax.sgd(1.0), signs, sample=20)
@@ -118,6 +120,7 @@ def test_the_followed_weights_are_those_at_the_strides():
     np.testing.assert_array_equal(leaf.followed.codes, np.sign(leaf.gradient))
 
 
+@pytest.mark.slow
 def test_each_followed_weight_stands_for_its_share_of_the_leaf():
     """Half of the followed weights of the large leaf flip, none of the small one."""
     params = {"large": jnp.tile(jnp.array([[1.0], [-1.0]]), (8, 100)), "small": jnp.ones((4, 100))}

@@ -59,6 +59,7 @@ def test_missing_params_and_states():
         fobt.oscillations.oscillation_metrics(state, threshold=1)
 
 
+@pytest.mark.slow
 def test_the_figure_has_the_numbers_of_the_history(tmp_path):
     measures = fobt.oscillations.oscillation_metrics(followed(np.ones((2, 1, 1)), np.ones((2, 1, 1))))
     history = [{"total": measures["total"] | {"flip_share": share}} for share in (0.1, 0.3, 0.2)]

@@ -70,6 +70,7 @@ def make_step(row, *, tracked, **options):
     return tx, lambda params, state, batch: step(params, state, batch, kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 @pytest.mark.parametrize("row", ROWS)
 def test_updates_and_inner_state_are_those_of_the_bare_optimizer_to_the_last_bit(row):
@@ -185,6 +186,7 @@ def test_full_precision_gradient_needs_grad_fn():
 # --- What every transformation owes --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_the_instrument_shares_the_projection_of_the_forward_pass():
     """By the sorts of the exact solver in the compiled program; without a forward pass there would be one more each."""
@@ -231,6 +233,7 @@ def test_dtypes_stay_the_second_call_compiles_nothing_and_buffers_can_be_donated
         assert 0 <= total["flip_share"] <= 1
 
 
+@pytest.mark.slow
 def test_vmap_over_seeds_is_a_loop_over_them():
     tx = fobt.oscillations.track_oscillations(METHOD, QUANTIZER, sample=50)
 

@@ -118,6 +118,7 @@ def test_wrong_arguments(x, packed, message):
         fobt.packed.packed_matmul(x, packed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", [fobt.per_tensor(), fobt.per_block(40)])
 def test_codes_of_more_bytes_than_an_index_can_count(granularity, monkeypatch):
     """They are taken in parts of so many bytes, here of one or two blocks, the last one shorter."""

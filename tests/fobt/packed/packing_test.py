@@ -99,6 +99,7 @@ def test_vmap(grid):
     chex.assert_trees_all_equal(jax.jit(jax.vmap(fobt.packed.unpack))(packed), stacked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("grid", ["ternary", "linear(3)", "linear(4)"])
 def test_sharded(axis_type, grid):

@@ -45,6 +45,7 @@ def test_rounding_takes_the_nearest_level(grid, scale):
     assert quantized.scale == np.float32(scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_linear_codes_are_those_of_clipping_and_rounding(dtype, x64):
     weights = jnp.asarray(some_weights((40, 30)), dtype)
@@ -55,6 +56,7 @@ def test_linear_codes_are_those_of_clipping_and_rounding(dtype, x64):
     assert quantized.scale.dtype == jnp.promote_types(dtype, jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "quantizer",
     [
@@ -73,6 +75,7 @@ def test_rounding_with_the_scale_of_a_projection_keeps_its_weights(quantizer):
     chex.assert_trees_all_equal_structs(again, projected)
 
 
+@pytest.mark.slow
 def test_rounding_with_scale_zero_gives_zeros():
     for quantizer in (fobt.binary(), fobt.linear(3)):
         np.testing.assert_array_equal(quantizer.round_to_nearest([[1.0, 0.0]], 0.0).dequantize(), [[0.0, 0.0]])
@@ -101,6 +104,7 @@ def test_no_clipping_value_has_a_smaller_error(grid, norm):
     assert lp_error(grid, weights, float(found), norm) <= lowest * (1 + 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_norm_2_is_the_projection_with_the_least_squared_error(bits, x64):
     """In float64, where the running sums of the exact solver do not cancel."""
@@ -112,6 +116,7 @@ def test_norm_2_is_the_projection_with_the_least_squared_error(bits, x64):
     np.testing.assert_allclose(found.scale, projected.scale, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_many_weights_with_few_candidates():
     """The candidates become fewer with the number of weights."""
     weights = some_weights((300, 400))
@@ -121,6 +126,7 @@ def test_many_weights_with_few_candidates():
         assert lp_error("linear(4)", weights, found, norm) <= near * (1 + 1e-5)
 
 
+@pytest.mark.slow
 def test_a_single_outlier_does_not_hide_the_other_weights():
     """One weight is 1 and n - 1 are δ. Ternary, p = 2: the error is (1 - δ)² with c = δ, and (n - 1) δ² with c = 1."""
     n = 10_000
@@ -162,6 +168,7 @@ def two_leaves():
     return {"bias": jnp.ones(3), "first": jnp.asarray(TARGET), "second": jnp.asarray(TARGET.T)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantizer", [fobt.linear(4), fobt.logarithmic(3), fobt.binary()])
 def test_the_result_is_what_it_says(quantizer):
     params = two_leaves()
@@ -178,6 +185,7 @@ def test_the_result_is_what_it_says(quantizer):
     np.testing.assert_allclose(result.loss, quadratic(fobt.dequantize(result.quantized)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_phase_makes_it_worse_and_the_joint_search_helps():
     for bits in (2, 3, 4):
         result = fobt.lapq(quadratic, two_leaves(), fobt.linear(bits))
@@ -205,6 +213,7 @@ def test_the_norm_phases_are_those_of_their_definition():
     assert result.loss == result.norm_loss == min(result.losses)
 
 
+@pytest.mark.slow
 def test_the_vertex_of_the_parabola_is_tried_where_it_is_a_minimum():
     params = jnp.asarray(some_weights((40, 30)))
     norms = (2.0, 3.0, 4.0)
@@ -266,6 +275,7 @@ def test_the_joint_search_moves_leaves_against_each_other():
     np.testing.assert_allclose(list(result.clipping_values.values()), expected, rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_the_budget_is_kept_and_the_loss_compiled_once():
     before = len(fobt.lapq(quadratic, two_leaves(), fobt.linear(3), max_evaluations=0).losses)
     for max_evaluations in (1, 7, 20):
@@ -275,6 +285,7 @@ def test_the_budget_is_kept_and_the_loss_compiled_once():
         assert len(fobt.lapq(loss_fn, two_leaves(), fobt.linear(3), **options).losses) == before + max_evaluations
 
 
+@pytest.mark.slow
 def test_the_joint_search_stops_early():
     few, many = (
         fobt.lapq(quadratic, two_leaves(), fobt.linear(3), max_evaluations=1000, tolerance=tolerance)
@@ -284,6 +295,7 @@ def test_the_joint_search_stops_early():
     assert many.loss <= few.loss
 
 
+@pytest.mark.slow
 def test_an_independent_search_does_no_better():
     """Differential evolution, within a factor of 2 of the start, finds nothing that is more than 5 % better."""
     params = two_leaves()
@@ -304,6 +316,7 @@ def test_an_independent_search_does_no_better():
 # --- Leaves, dtypes, degenerate cases, errors ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_leaf_has_its_own_grid():
     params = two_leaves()
     quantizer = fobt.per_leaf(("first", fobt.linear(3)), ("bias", fobt.full_precision()), default=fobt.linear(4))
@@ -314,6 +327,7 @@ def test_every_leaf_has_its_own_grid():
     np.testing.assert_array_equal(only_first.quantized["second"], params["second"])
 
 
+@pytest.mark.slow
 def test_zero_and_empty_leaves_are_those_of_quantize():
     params = {"empty": jnp.zeros((0, 3)), "one": jnp.array([[0.7]]), "zero": jnp.zeros((2, 2))}
     for quantizer in (fobt.binary(), fobt.linear(3, solver="exact")):
@@ -332,6 +346,7 @@ def test_a_tree_without_quantized_leaves_stays_as_it_is():
     assert (result.clipping_values, result.loss) == ({}, 3.0)
 
 
+@pytest.mark.slow
 def test_values_that_are_not_finite_are_never_chosen():
     def loss_fn(weights):
         value = quadratic(weights)
@@ -348,6 +363,7 @@ def test_values_that_are_not_finite_are_never_chosen():
         fobt.lapq(lambda weights: quadratic(weights) * jnp.nan, two_leaves(), fobt.linear(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_dtypes(dtype, x64):
     params = jax.tree.map(lambda w: jnp.asarray(w, dtype), two_leaves())
@@ -357,6 +373,7 @@ def test_dtypes(dtype, x64):
     assert result.loss < result.norm_loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_params(axis_type):
     mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(axis_type,) * 2)

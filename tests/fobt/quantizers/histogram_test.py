@@ -90,6 +90,7 @@ def test_an_outlier_that_hardly_counts(grid, size, outlier):
     assert found <= 1.05 * best_objective(weights, curvature, grid)
 
 
+@pytest.mark.slow
 def test_near_exact_for_eight_bits():
     assert excess_over_bound("linear(8)", draw_weights("gaussian"), log_uniform(9, MANY)) <= 0
 

@@ -112,6 +112,7 @@ def test_alternating_equals_the_reference(x64, grid, warm):
         np.testing.assert_allclose(scale[i], alpha, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", ["ternary", "linear(4)", "linear(8)", "logarithmic(4)"])
 def test_alternating_lies_between_exact_and_its_first_iterate(x64, grid):
     rng = np.random.default_rng(5)

@@ -32,6 +32,7 @@ def bits(params, quantizer):
     }
 
 
+@pytest.mark.slow
 def test_a_quantizer_takes_floating_leaves_of_two_or_more_dimensions():
     assert bits(make_params(), fobt.binary()) == {"conv0/kernel": 1, "conv1/kernel": 1, "dense/kernel": 1}
 
@@ -87,6 +88,7 @@ def test_without_default_the_rest_stays():
     chex.assert_trees_all_equal({**got, "conv1": 0}, {**params, "conv1": 0})
 
 
+@pytest.mark.slow
 def test_bits_granularity_and_solver_per_layer():
     params = make_params()
     quantizer = fobt.per_leaf(
@@ -99,6 +101,7 @@ def test_bits_granularity_and_solver_per_layer():
     assert bits(params, quantizer) == {"conv0/kernel": 4, "conv1/kernel": 4, "dense/kernel": 2}
 
 
+@pytest.mark.slow
 def test_the_transformation_agrees_with_the_accessors():
     """The trial point is quantized where quantized_params quantizes, and nowhere else."""
     params = {name: leaf for name, leaf in make_params().items() if name != "steps"}
@@ -185,6 +188,7 @@ def test_bad_default_raises_at_construction():
         fobt.per_leaf(default=None)
 
 
+@pytest.mark.slow
 def test_paths_are_the_same_in_nnx_states_and_pure_arrays():
     """Wrappers of Flax do not show in paths, so a rule holds for State, pure arrays and optimizer alike."""
     state = nnx.state(nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 2, rngs=nnx.Rngs(1))), nnx.Param)
@@ -226,6 +230,7 @@ def test_bound_weights_clips_quantized_leaves_only(dtype):
     assert np.all(np.abs(np.asarray(moved["kernel"], np.float32)) <= 1)
 
 
+@pytest.mark.slow
 def test_bound_weights_is_weight_bounds_of_a_plain_step():
     params = {"kernel": jnp.array([[0.99, -0.99, 0.5]]), "bias": jnp.array([0.99])}
     grads = jax.tree.map(lambda w: -w, params)

@@ -91,6 +91,7 @@ WITH_SECOND_MOMENT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_SECOND_MOMENT)
 def test_curvature_is_the_second_moment(name):
     tx, second_moment = WITH_SECOND_MOMENT[name]
@@ -209,6 +210,7 @@ def test_quantize_holds_codes_and_scales_of_quantized_leaves_only():
     assert len(np.unique(weights["kernel"])) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 def test_structure_shapes_and_dtypes_stay(dtype):
     with jax.enable_x64(dtype == "float64"):

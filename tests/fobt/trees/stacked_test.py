@@ -31,6 +31,7 @@ def stack(*shape: int, seed: int = 0) -> jax.Array:
     return factors * jax.random.normal(jax.random.key(seed), (SEEDS, *shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_each_is_projected_by_itself(grid: str, split):
@@ -43,6 +44,7 @@ def test_each_is_projected_by_itself(grid: str, split):
         np.testing.assert_allclose(quantized.dequantize()[i], expected.dequantize(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_stacked_axes():
     weights = stack(2, 5, 4)
     quantized = fobt.linear(3, stacked=2)(weights)
@@ -61,6 +63,7 @@ def loss_of_one(weights, x):
     )
 
 
+@pytest.mark.slow
 def test_seeds_train_as_they_do_one_by_one():
     x = jax.random.normal(jax.random.key(9), (8, 4))
 
@@ -94,6 +97,7 @@ def test_vectors_that_are_stacked_stay_in_full_precision():
     np.testing.assert_array_equal(quantized["0"]["bias"], params()["0"]["bias"])
 
 
+@pytest.mark.slow
 def test_scanned_layers_beside_others():
     class Layer(nn.Module):
         @nn.compact
@@ -117,6 +121,7 @@ def test_scanned_layers_beside_others():
     assert quantized["Dense_0"]["kernel"].scale.shape == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tree", "named"),
     [
@@ -138,6 +143,7 @@ def test_vectors_that_are_taken_for_matrices_are_named(tree, named: str):
         fobt.quantize({"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}, None, fobt.ternary())
 
 
+@pytest.mark.slow
 def test_stacked_weights_are_packed_and_exported():
     quantized = fobt.quantize(params(), None, fobt.linear(4, stacked=1))
     restored = fobt.packed.unpack(fobt.packed.pack(quantized))

@@ -126,6 +126,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_of_linen(name: str):
     layer, shape = LAYERS[name]

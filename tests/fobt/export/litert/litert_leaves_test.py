@@ -70,6 +70,7 @@ def test_an_unused_leaf_is_left_out_with_a_warning():
     assert sum(len(buffer.data) for buffer in content.buffers if buffer.data is not None) < 200
 
 
+@pytest.mark.slow
 def test_two_leaves_that_are_alike_are_told_apart():
     x = normal(3, 8)
     kernel = normal(8, 4)
@@ -130,6 +131,7 @@ def test_leaves_in_other_orders_and_shapes(kept: int | None):
     assert weights.tobytes() not in model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [None, 0, 2], ids=["tensor", "inputs", "features"])
 def test_attention_kernels_and_biases(kept: int | None):
     split = PER_TENSOR if kept is None else fobt.per_channel(kept)

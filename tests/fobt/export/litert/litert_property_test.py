@@ -76,6 +76,7 @@ def programs(draw: st.DrawFn) -> tuple[Any, Callable[..., Any], list[np.ndarray]
     return quantized, function, inputs
 
 
+@pytest.mark.slow
 @hypothesis.given(programs())
 @hypothesis.settings(max_examples=20)
 def test_a_generated_function(program: tuple[Any, Callable[..., Any], list[np.ndarray]]):

@@ -27,6 +27,7 @@ NO_ACTIVATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [jax.nn, flax.linen, nnx], ids=lambda module: module.__name__)
 def test_activations(module):
     x = 2 * normal(6, 4)
@@ -54,6 +55,7 @@ def test_activations_of_half_precision():
     assert_same(run(model, x.astype(np.float16)), expected, 5e-3)
 
 
+@pytest.mark.slow
 def test_functions_with_masks():
     x, mask = normal(3, 4), np.tril(np.ones((3, 4), bool))
 
@@ -91,6 +93,7 @@ LOSSES_OF_LABELS = (
 )
 
 
+@pytest.mark.slow
 def test_losses():
     x, y, labels = normal(6, 4), normal(6, 4, seed=1), np.array([0, 3, 1, 1, 2, 0], np.int32)
 
@@ -118,6 +121,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name: str):
     layer, shape = LAYERS[name]
@@ -128,6 +132,7 @@ def test_layers(name: str):
         assert_exported(layer.apply, quantized, x, tolerance=2e-5)
 
 
+@pytest.mark.slow
 def test_a_causal_decoder_block():
     layer = flax.linen.MultiHeadDotProductAttention(2)
     x = normal(2, 5, 8)

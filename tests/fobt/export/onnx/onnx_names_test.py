@@ -59,6 +59,7 @@ def test_an_autoencoder_with_tied_weights(grid: str):
         assert len(stored_codes(model)) == 1
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_used_three_times_in_three_orders():
     quantized = {"w": fobt.linear(4, granularity=fobt.per_channel((0, 2)))(normal(2, 3, 2))}
 

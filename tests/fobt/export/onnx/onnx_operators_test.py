@@ -137,6 +137,7 @@ REFUSED: dict[str, set[str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_operators(dtype: str):
     with jax.enable_x64("64" in dtype):
@@ -181,6 +182,7 @@ def test_casts_beyond_the_range_of_integers():
         np.testing.assert_array_equal(result.astype(np.float64), right)
 
 
+@pytest.mark.slow
 def test_zeros_infinities_and_nan():
     x = np.array([np.inf, -np.inf, 0.0, 1e-20, -1e-8, 1e-4, 50.0, -50.0, 1e30, -1.0, np.nan], np.float32)
 
@@ -208,6 +210,7 @@ def test_log1p_and_expm1_keep_small_numbers():
     np.testing.assert_allclose(results[1], np.expm1(wide), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_reductions_and_products_without_numbers():
     x = np.zeros((0, 3), np.float32)
     assert_exported(
@@ -221,6 +224,7 @@ def test_reductions_and_products_without_numbers():
     assert_exported(lambda w, x: (jnp.prod(x, 0), x.sum(), x.reshape(3, 0), jnp.concatenate([x, x])), {}, integers)
 
 
+@pytest.mark.slow
 def test_symbolic_sizes():
     def function(weights, x):
         positions = jnp.arange(x.shape[0], dtype=jnp.float32)[:, None]

@@ -126,6 +126,7 @@ def array(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
     return np.asarray(np.abs(numbers) if dtype == "uint8" else numbers).astype(dtype)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=60)
 @hypothesis.given(
     leaves=st.dictionaries(

@@ -32,6 +32,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name: str):
     layer, shape = LAYERS[name]
@@ -59,6 +60,7 @@ CONVOLUTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions(name: str):
     image, kernel, options = CONVOLUTIONS[name]
@@ -73,6 +75,7 @@ def test_convolutions(name: str):
         )
 
 
+@pytest.mark.slow
 def test_half_precision_and_wider_outputs():
     x, kernel = normal(1, 2, 7), normal(3, 2, 2, seed=1)
 
