@@ -188,9 +188,9 @@ def test_a_file_is_read_without_jax(path):
     fobt.packed.save_packed(path, {"kernel": tensor, "bias": BIAS})
     program = (
         "import sys; sys.modules['jax'] = sys.modules['ml_dtypes'] = None\n"
-        "import fobt, fobt.size, json\n"
+        "import fobt, fobt.__main__, json\n"
         "weights = fobt.packed.load_packed(sys.argv[1]).weights()\n"
-        "assert fobt.size.main([sys.argv[1]]) == 0\n"
+        "assert fobt.__main__.main([sys.argv[1]]) == 0\n"
         "print(json.dumps({name: array.tolist() for name, array in weights.items()}))"
     )
     command = [sys.executable, "-c", program, str(path)]
