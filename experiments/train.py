@@ -4,42 +4,68 @@ Without arguments it trains 1-bit weights on handwritten digits and compares ful
 (LAQ) and one step forward and backtrack. See experiments/README.md, or `--help` for the options.
 """
 
-import functools
 import sys
 from collections.abc import Sequence
 
-from flax import nnx
 from rich.console import Console
 
-from experiments.cli import fail, parse
-from experiments.config import TrainConfig
-from experiments.data import DATASETS, Dataset, MissingDataError
-from experiments.losses import LOSSES
-from experiments.methods import build
-from experiments.models import NETWORKS
-from experiments.progress import ProgressDisplay
-from experiments.report import write_report
-from experiments.rows import expand
-from experiments.run import Runner
-from experiments.run_folder import JobFolder
-from experiments.steps import Evaluator, Programs
+from experiments.configs import JOBS
+from experiments.core.cli import TRAIN, fail, make_console, parse_options, program
+from experiments.core.config import TrainConfig
+from experiments.core.evaluation import Evaluator
+from experiments.core.losses import LOSSES
+from experiments.core.network import abstract_network, make_network
+from experiments.core.programs import Programs
+from experiments.core.progress import ProgressDisplay
+from experiments.core.run import Runner
+from experiments.core.run_folder import JobFolder
+from experiments.data import Dataset, MissingDataError, load_dataset
+from experiments.reporting.report import write_report
+
+DESCRIPTION = "Train one network with several methods and seeds, and compare them."
+DEFAULT_JOB = "digits"
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the job of the command line."""
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = make_console()
     folder = run_job(parse(arguments).effective(), console)
     write_report([folder.path], folder.path, console)
+
+
+def parse(arguments: Sequence[str]) -> TrainConfig:
+    """The configuration that the command line asks for.
+
+    Args:
+        arguments: What follows the program name: optionally a job, then options.
+
+    Returns:
+        The configuration of the job with the options applied.
+
+    Raises:
+        SystemExit: As `parse_options`.
+    """
+    job, options = DEFAULT_JOB, list(arguments)
+    if options and not options[0].startswith("-"):
+        job = options.pop(0)
+    if job not in JOBS:
+        fail(f"unknown job {job!r}: choose one of {', '.join(JOBS)}", code=2)
+    return parse_options(
+        TrainConfig,
+        options,
+        TRAIN,
+        default=JOBS[job],
+        prog=f"{program(TRAIN)} {job}",
+        description=f"{DESCRIPTION} Jobs: {', '.join(JOBS)}.",
+    )
 
 
 def run_job(config: TrainConfig, console: Console) -> JobFolder:
     """Trains every method of a job; where it cannot, the program ends with one line on stderr."""
     try:
-        dataset = load(config.dataset)
+        dataset = load_dataset(config.dataset, config.limit)
     except MissingDataError as error:
         fail(str(error), code=1)
-    if config.limit is not None:
-        dataset = dataset.first(config.limit)
     if config.batch_size > len(dataset.train):
         fail(f"--batch-size must be at most {len(dataset.train)}, the training images, got {config.batch_size}", code=2)
     try:
@@ -55,12 +81,6 @@ def run_job(config: TrainConfig, console: Console) -> JobFolder:
     return folder
 
 
-@functools.lru_cache(maxsize=1)
-def load(dataset: str) -> Dataset:
-    """Loads a data set, once for jobs that follow each other."""
-    return DATASETS[dataset]()
-
-
 def train_all(config: TrainConfig, dataset: Dataset, folder: JobFolder, console: Console) -> None:
     """Trains every method with every seed.
 
@@ -71,10 +91,8 @@ def train_all(config: TrainConfig, dataset: Dataset, folder: JobFolder, console:
         console: Where progress is shown.
     """
     steps_per_epoch = len(dataset.train) // config.batch_size
-    schedule = config.schedules[config.schedule]
-    make_model, loss = NETWORKS[config.network], LOSSES[config.loss]
-    rows = expand(config)
-    example = nnx.eval_shape(lambda: make_model(nnx.Rngs(0), config.width))
+    rows, loss = config.rows(), LOSSES[config.loss]
+    example = abstract_network(config)
     evaluator = Evaluator(example, loss, dataset.prepare)
     console.print(f"{config.job}: results go to {folder.path}", highlight=False, soft_wrap=True)
     with ProgressDisplay(console, len(rows) * len(config.seeds), config.epochs, steps_per_epoch) as progress:
@@ -86,25 +104,14 @@ def train_all(config: TrainConfig, dataset: Dataset, folder: JobFolder, console:
             if not todo:
                 continue
             progress.compile(row.label)
-            # A shorter training has the same schedule in less time.
-            shrink = row.epochs(config.epochs) / config.epochs
+            method = row.build(config.hyperparameters(row, steps_per_epoch))
             steps = row.epochs(config.epochs) * steps_per_epoch
-            learning_rate = schedule.in_steps(config.initial_learning_rate(), config.epochs, steps_per_epoch * shrink)
-            method = build(
-                row,
-                learning_rate,
-                config.weight_bounds,
-                config.b1,
-                config.b2,
-                mu_dtype=config.mu_dtype,
-                steps=steps,
-            )
             two_stage = {row.gradient_evaluations(step // steps_per_epoch + 1, step + 1) == 2 for step in range(steps)}
             batch = next(dataset.train.shuffled_batches(config.batch_size, 0, 1))
             programs = Programs(example, loss, dataset, method, two_stage, batch)
             runner = Runner(config, row, method, programs, evaluator, dataset, progress)
             for seed in todo:
-                runner.run(make_model(nnx.Rngs(seed), config.width), seed, runs[seed])
+                runner.run(make_network(config, seed), seed, runs[seed])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """The notebooks run from top to bottom, and are kept without outputs."""
 
+import importlib.util
+import sys
 from pathlib import Path
 
 import nbclient
 import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "experiments" / "notebooks").glob("*.ipynb"))
@@ -26,3 +29,23 @@ def test_a_notebook_runs_and_is_stripped(path: Path, monkeypatch: pytest.MonkeyP
 
 def test_there_are_two():
     assert [path.stem for path in NOTEBOOKS] == ["comparison", "quickstart"]
+
+
+ADDRESS = "https://github.com/OWNER/fobt"
+COMMANDS = {
+    "quickstart": [f'pip install -q "fobt[experiments,export] @ git+{ADDRESS}"'],
+    "comparison": [f"git clone -q --depth 1 {ADDRESS} fobt_checkout", 'pip install -q "./fobt_checkout[experiments]"'],
+}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cell_installs_what_cannot_be_imported(path: Path, monkeypatch: pytest.MonkeyPatch):
+    commands = []
+    shell = InteractiveShell()
+    shell.register_magic_function(lambda line: commands.append(f"pip {line}"), magic_name="pip")
+    monkeypatch.setattr(shell, "system", lambda line: commands.append(shell.var_expand(line)))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    cell = next(cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    shell.run_cell(cell.source).raise_error()
+    assert commands == COMMANDS[path.stem]

@@ -1,9 +1,10 @@
 """The jobs of `python -m experiments.train`, one small file each, which holds what differs from the defaults."""
 
+import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
-from experiments.config import TrainConfig
 from experiments.configs import (
     cifar10_vgg,
     cifar10_vgg_augmented,
@@ -14,6 +15,7 @@ from experiments.configs import (
     mnist_small_mlp,
     svhn,
 )
+from experiments.core.config import TrainConfig
 
 JOBS: Mapping[str, TrainConfig] = MappingProxyType(
     {
@@ -30,3 +32,8 @@ JOBS: Mapping[str, TrainConfig] = MappingProxyType(
         )
     }
 )
+
+
+def make_job(name: str, **settings: Any) -> TrainConfig:
+    """A job with some settings instead of its own; those that are None stay its own."""
+    return dataclasses.replace(JOBS[name], **{key: value for key, value in settings.items() if value is not None})

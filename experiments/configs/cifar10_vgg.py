@@ -1,7 +1,7 @@
 """VGG on CIFAR-10 in the protocol of LAQ: global contrast normalisation, ZCA whitening, no augmentation."""
 
-from experiments.config import TrainConfig
-from experiments.schedules import LAQ_CIFAR10, PAPER_CIFAR10, CosineDecay
+from experiments.core.config import TrainConfig
+from experiments.core.schedules import LAQ_CIFAR10, PAPER_CIFAR10, CosineDecay
 
 CONFIG = TrainConfig(
     job="cifar10_vgg",

@@ -4,8 +4,8 @@ Batch size and learning rate (of 32, 64 and 0.001, 0.003, 0.01, 0.03) have the b
 the method, with seeds that the job does not use.
 """
 
-from experiments.config import TrainConfig
-from experiments.schedules import CosineDecay
+from experiments.core.config import TrainConfig
+from experiments.core.schedules import CosineDecay
 
 CONFIG = TrainConfig(
     job="digits",

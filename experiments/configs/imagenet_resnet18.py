@@ -3,8 +3,8 @@
 The paper starts from no stated weights; here training starts from scratch, at the paper's small learning rate.
 """
 
-from experiments.config import TrainConfig
-from experiments.schedules import PAPER_IMAGENET
+from experiments.core.config import TrainConfig
+from experiments.core.schedules import PAPER_IMAGENET
 
 CONFIG = TrainConfig(
     job="imagenet_resnet18",

@@ -1,7 +1,7 @@
 """The 784-2048-2048-2048-10 network on MNIST with the settings of the paper's appendix."""
 
-from experiments.config import TrainConfig
-from experiments.schedules import LAQ_MNIST, PAPER_MNIST
+from experiments.core.config import TrainConfig
+from experiments.core.schedules import LAQ_MNIST, PAPER_MNIST
 
 CONFIG = TrainConfig(
     job="mnist_mlp",

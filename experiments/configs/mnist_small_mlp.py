@@ -1,7 +1,7 @@
 """784-256-256-10 on MNIST: small enough for studies with many seeds and settings."""
 
-from experiments.config import TrainConfig
-from experiments.schedules import LAQ_MNIST, PAPER_MNIST, CosineDecay
+from experiments.core.config import TrainConfig
+from experiments.core.schedules import LAQ_MNIST, PAPER_MNIST, CosineDecay
 
 CONFIG = TrainConfig(
     job="mnist_small_mlp",

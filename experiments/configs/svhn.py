@@ -1,7 +1,7 @@
 """SVHNNet on SVHN, its extra images included, with the settings of the paper's appendix."""
 
-from experiments.config import TrainConfig
-from experiments.schedules import LAQ_SVHN, PAPER_SVHN
+from experiments.core.config import TrainConfig
+from experiments.core.schedules import LAQ_SVHN, PAPER_SVHN
 
 CONFIG = TrainConfig(
     job="svhn",

@@ -1,5 +1,6 @@
 """The data sets by name."""
 
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -10,7 +11,7 @@ from experiments.data.imagenet import imagenet
 from experiments.data.mnist import mnist
 from experiments.data.svhn import svhn
 
-__all__ = ["DATASETS", "Arrays", "Batch", "Dataset", "Examples", "MissingDataError", "TrainingExamples"]
+__all__ = ["DATASETS", "Arrays", "Batch", "Dataset", "Examples", "MissingDataError", "TrainingExamples", "load_dataset"]
 
 DATASETS: Mapping[str, Callable[[], Dataset]] = MappingProxyType(
     {
@@ -22,3 +23,18 @@ DATASETS: Mapping[str, Callable[[], Dataset]] = MappingProxyType(
         "imagenet": imagenet,
     }
 )
+
+
+@functools.lru_cache(maxsize=1)
+def load_dataset(name: str, limit: int | None = None) -> Dataset:
+    """Loads a data set, once for trainings that follow each other.
+
+    Args:
+        name: Key of `DATASETS`.
+        limit: Use only so many images of each part.
+
+    Raises:
+        MissingDataError: It is not on this machine.
+    """
+    dataset = DATASETS[name]()
+    return dataset if limit is None else dataset.first(limit)

@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.core.checkpoints import read_last
+from experiments.core.programs import TrainState
 from experiments.data import Dataset
 from experiments.distributed.placement import make_mesh
-from experiments.distributed.programs import Programs
+from experiments.distributed.programs import ShardedPrograms
 from experiments.distributed.training import Training
-from experiments.steps import TrainState
-from experiments.tables import Columns
+from experiments.reporting.tables import Columns
 
 COLUMNS: Columns = {
     "label": ("method", str),
@@ -30,7 +31,7 @@ COLUMNS: Columns = {
 
 
 @dataclass(frozen=True)
-class Last:
+class End:
     """What a training ended with.
 
     Attributes:
@@ -50,8 +51,8 @@ def compare(trainings: Sequence[Training], dataset: Dataset) -> list[dict[str, A
     """
     mesh = make_mesh(jax.devices()[:1])
     config, rows = trainings[0].config, {training.row for training in trainings}
-    programs = {row: Programs(config, row, dataset, mesh, sharded=False) for row in rows}
-    ends = [read_last(training, programs[training.row]) for training in trainings]
+    programs = {row: ShardedPrograms(config, row, dataset, mesh, sharded=False) for row in rows}
+    ends = [read_end(training, programs[training.row]) for training in trainings]
     records = []
     for training, end in zip(trainings, ends, strict=True):
         record = training.folder().read_result()
@@ -69,14 +70,10 @@ def compare(trainings: Sequence[Training], dataset: Dataset) -> list[dict[str, A
     return records
 
 
-def read_last(training: Training, programs: Programs) -> Last:
+def read_end(training: Training, programs: ShardedPrograms) -> End:
     """What a training ended with, read on one device."""
-    checkpoints = training.checkpoints()
-    restored = checkpoints.restore(programs.example)
-    checkpoints.close()
-    assert restored is not None
-    state, _ = restored[1]
-    return Last(jax.device_get(state), jax.device_get(programs.codes(state)))
+    state, _ = read_last(training.folder().path / "checkpoints", programs.example)
+    return End(jax.device_get(state), jax.device_get(programs.codes(state)))
 
 
 def index_of(trainings: Sequence[Training], **settings: Any) -> int:

@@ -9,8 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.config import TrainConfig
-from experiments.data import DATASETS, Arrays, Batch, Dataset
+from experiments.data import Arrays, Batch, Dataset
 
 AXIS = "data"
 
@@ -82,16 +81,6 @@ class ShardedArrays:
             return jax.make_array_from_callback(shape, sharding, read)
 
         return Batch(place(self.arrays.images), place(self.arrays.labels))
-
-
-def load_dataset(config: TrainConfig) -> Dataset:
-    """The data of a job.
-
-    Raises:
-        MissingDataError: It is not on this machine.
-    """
-    dataset = DATASETS[config.dataset]()
-    return dataset if config.limit is None else dataset.first(config.limit)
 
 
 def shard_batches(dataset: Dataset, mesh: Mesh, *, reverse: bool = False) -> Dataset:

@@ -4,21 +4,20 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.config import TrainConfig
+from experiments.core.config import TrainConfig
+from experiments.core.evaluation import Evaluator
+from experiments.core.losses import LOSSES
+from experiments.core.network import abstract_network, make_network, split_model
+from experiments.core.programs import Step, TrainState, initial_state, train_step
 from experiments.data import Dataset
 from experiments.distributed.placement import shardings
-from experiments.losses import LOSSES
-from experiments.methods import build
-from experiments.models import NETWORKS
-from experiments.rows import Row
-from experiments.steps import Evaluator, Step, TrainState, initial_state, split_model, train_step
+from experiments.methods.rows import Row
 
 
-class Programs:
+class ShardedPrograms:
     """What runs on the devices, of one method.
 
     Args:
@@ -40,19 +39,13 @@ class Programs:
 
     def __init__(self, config: TrainConfig, row: Row, dataset: Dataset, mesh: Mesh, *, sharded: bool):
         steps_per_epoch = len(dataset.train) // config.batch_size
-        schedule = config.schedules[config.schedule]
-        learning_rate = schedule.in_steps(config.initial_learning_rate(), config.epochs, steps_per_epoch)
-        steps = config.epochs * steps_per_epoch
-        method = build(
-            row, learning_rate, config.weight_bounds, config.b1, config.b2, mu_dtype=config.mu_dtype, steps=steps
-        )
-        make_model, loss = NETWORKS[config.network], LOSSES[config.loss]
-        model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0), config.width))
+        method = row.build(config.hyperparameters(row, steps_per_epoch))
+        loss, model = LOSSES[config.loss], abstract_network(config)
         graph, _, _ = split_model(model)
 
         def init() -> tuple[TrainState, jax.Array]:
             seed = config.seeds[0]
-            _, params, batch_stats = split_model(make_model(nnx.Rngs(seed), config.width))
+            _, params, batch_stats = split_model(make_network(config, seed))
             return initial_state(method, params, batch_stats, jnp.uint32(seed)), jnp.zeros(2)
 
         shapes = jax.eval_shape(init)

@@ -8,15 +8,16 @@ from typing import Any, Literal
 
 import jax
 
-from experiments.checkpoints import Checkpoints, Position
-from experiments.config import TrainConfig
+from experiments.core.checkpoints import Checkpoints, Position
+from experiments.core.config import TrainConfig
+from experiments.core.evaluation import TRAIN_LOSS_EXAMPLES
+from experiments.core.programs import TrainState
+from experiments.core.progress import ProgressDisplay
+from experiments.core.run import DISPLAY_PERIOD
+from experiments.core.run_folder import JobFolder, RunFolder
 from experiments.data import Dataset
-from experiments.distributed.programs import Programs
-from experiments.progress import ProgressDisplay
-from experiments.rows import Row
-from experiments.run import DISPLAY_PERIOD, TRAIN_LOSS_EXAMPLES
-from experiments.run_folder import JobFolder, RunFolder
-from experiments.steps import TrainState
+from experiments.distributed.programs import ShardedPrograms
+from experiments.methods.rows import Row
 
 Params = Literal["replicated", "sharded"]
 
@@ -71,7 +72,7 @@ class Training:
         return Checkpoints(self.folder().path / "checkpoints", period=0)
 
 
-def train(training: Training, programs: Programs, dataset: Dataset, progress: ProgressDisplay) -> None:
+def train(training: Training, programs: ShardedPrograms, dataset: Dataset, progress: ProgressDisplay) -> None:
     """Trains from the last checkpoint, or from the initial weights; all processes call this with the same arguments.
 
     Args:
@@ -83,42 +84,41 @@ def train(training: Training, programs: Programs, dataset: Dataset, progress: Pr
     config, row, seed = training.config, training.row, training.seed
     steps_per_epoch = len(dataset.train) // config.batch_size
     writer = training.folder() if jax.process_index() == 0 else None
-    checkpoints = training.checkpoints()
-    position, (state, totals) = checkpoints.restore(programs.example) or (Position(), programs.init())
-    resumed_after = (position.epoch - 1) * steps_per_epoch + position.number
-    if writer:
-        writer.keep_metrics_before(position.epoch)
-    progress.start_run(training.label, config.epochs, resumed_after)
-    last_process = jax.process_index() == training.processes - 1
-    killed_after = training.killed_after if last_process and resumed_after == 0 else None
-
-    while position.epoch <= config.epochs:
-        before, shown = (position.epoch - 1) * steps_per_epoch, position.number
-        batches = dataset.train.shuffled_batches(config.batch_size, seed, position.epoch, position.number)
-        for number, batch in enumerate(batches, start=position.number + 1):
-            two_stage = row.gradient_evaluations(position.epoch, before + number) == 2
-            state, totals = programs.steps[two_stage](state, totals, batch)
-            if before + number == killed_after:
-                jax.block_until_ready(state)
-                os.kill(os.getpid(), signal.SIGKILL)
-            if number % DISPLAY_PERIOD == 0 or number == steps_per_epoch:
-                progress.advance(number - shown, float(totals[0]) / number)
-                shown = number
-            if number % training.checkpoint_steps == 0 and number < steps_per_epoch:
-                # Of steps, not of seconds, so that all processes write the same one.
-                checkpoints.save(before + number, dataclasses.replace(position, number=number), (state, totals))
-        metrics = {
-            "epoch": position.epoch,
-            "steps": before + steps_per_epoch,
-            "minibatch_loss": float(totals[0]) / steps_per_epoch,
-            "flip_share": float(totals[1]) / steps_per_epoch if state.codes else None,
-        } | evaluate(programs, state, dataset, "train", "validation")
+    with training.checkpoints() as checkpoints:
+        position, (state, totals) = checkpoints.restore(programs.example) or (Position(), programs.init())
+        resumed_after = (position.epoch - 1) * steps_per_epoch + position.number
         if writer:
-            writer.append_metrics(writer.identity | metrics)
-        progress.finish_epoch(position.epoch, metrics["train_loss"], metrics["validation_accuracy"])
-        position, totals = Position(epoch=position.epoch + 1), programs.totals()
-        checkpoints.save(before + steps_per_epoch, position, (state, totals))
-    checkpoints.close()
+            writer.keep_metrics_before(position.epoch)
+        progress.start_run(training.label, config.epochs, resumed_after)
+        last_process = jax.process_index() == training.processes - 1
+        killed_after = training.killed_after if last_process and resumed_after == 0 else None
+
+        while position.epoch <= config.epochs:
+            before, shown = (position.epoch - 1) * steps_per_epoch, position.number
+            batches = dataset.train.shuffled_batches(config.batch_size, seed, position.epoch, position.number)
+            for number, batch in enumerate(batches, start=position.number + 1):
+                two_stage = row.gradient_evaluations(position.epoch, before + number) == 2
+                state, totals = programs.steps[two_stage](state, totals, batch)
+                if before + number == killed_after:
+                    jax.block_until_ready(state)
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if number % DISPLAY_PERIOD == 0 or number == steps_per_epoch:
+                    progress.advance(number - shown, float(totals[0]) / number)
+                    shown = number
+                if number % training.checkpoint_steps == 0 and number < steps_per_epoch:
+                    # Of steps, not of seconds, so that all processes write the same one.
+                    checkpoints.save(before + number, dataclasses.replace(position, number=number), (state, totals))
+            metrics = {
+                "epoch": position.epoch,
+                "steps": before + steps_per_epoch,
+                "minibatch_loss": float(totals[0]) / steps_per_epoch,
+                "flip_share": float(totals[1]) / steps_per_epoch if state.codes else None,
+            } | evaluate(programs, state, dataset, "train", "validation")
+            if writer:
+                writer.append_metrics(writer.identity | metrics)
+            progress.finish_epoch(position.epoch, metrics["train_loss"], metrics["validation_accuracy"])
+            position, totals = Position(epoch=position.epoch + 1), programs.totals()
+            checkpoints.save(before + steps_per_epoch, position, (state, totals))
 
     result = {
         "processes": training.processes,
@@ -134,7 +134,7 @@ def train(training: Training, programs: Programs, dataset: Dataset, progress: Pr
     progress.finish_run(f"loss {result['train_loss']:.4f}, test accuracy {100 * result['test_accuracy']:.2f} %")
 
 
-def evaluate(programs: Programs, state: TrainState, dataset: Dataset, *parts: str) -> dict[str, Any]:
+def evaluate(programs: ShardedPrograms, state: TrainState, dataset: Dataset, *parts: str) -> dict[str, Any]:
     """Loss and accuracy at the quantized weights over parts of the data set."""
     weights, batch_stats = programs.evaluated(state)
     measures: dict[str, Any] = {}

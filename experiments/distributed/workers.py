@@ -17,10 +17,11 @@ from typing import IO
 import jax
 from rich.console import Console
 
-from experiments.distributed.placement import load_dataset, make_mesh, shard_batches
-from experiments.distributed.programs import Programs
+from experiments.core.progress import ProgressDisplay
+from experiments.data import load_dataset
+from experiments.distributed.placement import make_mesh, shard_batches
+from experiments.distributed.programs import ShardedPrograms
 from experiments.distributed.training import Training, train
-from experiments.progress import ProgressDisplay
 
 # In seconds; until they are all there, without a sign of life of one, and until all are gone.
 START_TIMEOUT, HEARTBEAT_TIMEOUT, END_TIMEOUT = 120, 60, 60
@@ -108,10 +109,10 @@ def work(task: Task) -> None:
     with _redirected(task.log) as stdout:
         _connect(task)
         config, mesh = task.trainings[0].config, make_mesh(jax.devices())
-        data = load_dataset(config)
+        data = load_dataset(config.dataset, config.limit)
         console = Console(file=stdout, width=None if stdout.isatty() else 120, quiet=task.process > 0)
         make_programs = functools.cache(
-            lambda row, params: Programs(config, row, data, mesh, sharded=params == "sharded")
+            lambda row, params: ShardedPrograms(config, row, data, mesh, sharded=params == "sharded")
         )
         for training in task.trainings:
             programs = make_programs(training.row, training.params)

@@ -104,8 +104,8 @@ class Training:
           has_aux: whether `loss_fn` returns a pair.
 
         Returns:
-          A function (params, state, *args, **kwargs) -> (value, grads, grad_fn), as `fobt.value_and_grad` makes it, at
-          the quantized weights or, if `look_ahead`, at those one step ahead; then grad_fn is None.
+          A function `(params, state, *args, **kwargs) -> (value, grads, grad_fn)`, as `fobt.value_and_grad` makes it,
+          at the quantized weights or, if `look_ahead`, at those one step ahead; then grad_fn is None.
         """
         if not self.look_ahead:
             return value_and_grad(loss_fn, self.quantizer, has_aux)
@@ -145,8 +145,8 @@ class Training:
           **extra_args: keywords of the optimizer's update, such as `two_stage=True`.
 
         Returns:
-          A function (params, state, *args, **kwargs) -> (params, state, value), where value is what `loss_fn` returned
-          in the first pass. Donate params and state to it: `jax.jit(step, donate_argnums=(0, 1))`.
+          A function `(params, state, *args, **kwargs) -> (params, state, value)`, where value is what `loss_fn`
+          returned in the first pass. Donate params and state to it: `jax.jit(step, donate_argnums=(0, 1))`.
         """
         loss_and_grads = self.value_and_grad(loss_fn, has_aux)
 

@@ -66,8 +66,8 @@ def lapq(
     one: on linear grids round(clip(w, -c, c) / (c/n)) · c/n. The clipping values of all leaves are chosen in three
     phases, of which only the first one does not look at the loss:
 
-    1. For each norm p the clipping value of each leaf that minimises Σᵢ |wᵢ - ŵᵢ(c)|ᵖ. p = 2 is the mean squared error;
-       a larger p clips less.
+    1. For each norm p the clipping value of each leaf that minimises `Σᵢ |wᵢ - ŵᵢ(c)|ᵖ`. p = 2 is the mean squared
+       error; a larger p clips less.
     2. The calibration loss at each p, and at the vertex of the parabola through them, where that is a minimum between
        them. The best of these clipping values is the start of the next phase.
     3. Powell's method on the logarithms of all clipping values jointly, which keeps them positive.

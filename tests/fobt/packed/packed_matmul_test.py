@@ -35,9 +35,9 @@ def test_grids(grid):
 
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize(("grid", "scales"), [("ternary", 1), ("ternary", 2), ("logarithmic(3)", 1)])
-def test_granularities(granularity, grid, scales):
-    check(grid, granularity=granularity, **({"scale_per_sign": True} if scales == 2 else {}))
+@pytest.mark.parametrize(("grid", "per_sign"), [("ternary", False), ("ternary", True), ("logarithmic(3)", False)])
+def test_granularities(granularity, grid, per_sign):
+    check(grid, granularity=granularity, **({"scale_per_sign": True} if per_sign else {}))
 
 
 @pytest.mark.usefixtures("blocks")

@@ -1,0 +1,1 @@
+"""What projections, training steps and packed weights cost in time and memory."""

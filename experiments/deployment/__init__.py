@@ -1,0 +1,1 @@
+"""From finished runs to small files, and what runs them."""

@@ -1,0 +1,180 @@
+"""Writes the network of a finished run to a small file: `python -m experiments export RUN_FOLDER [options]`.
+
+The folder is that of one row and seed, such as FOLDER/laq-binary/seed-0. With --verify the file is read again, the
+network runs in the runtime of the format over the whole test set, and its predictions are compared with those of JAX.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import fobt
+from experiments.core.cli import fail, parse_options
+from experiments.core.evaluation import EVALUATION_BATCH
+from experiments.core.network import split_model
+from experiments.core.records import environment, write_json
+from experiments.data import Dataset, MissingDataError, load_dataset
+from experiments.deployment.folding import Inference, fold
+from experiments.deployment.trained import Trained, read_trained
+
+COMMAND = "export"
+SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "litert": ".tflite"}
+IMAGE_SHAPES = {
+    "digits": (8, 8, 1),
+    "mnist": (28, 28, 1),
+    "cifar10_whitened": (32, 32, 3),
+    "cifar10_augmented": (32, 32, 3),
+    "svhn": (32, 32, 3),
+    "imagenet": (224, 224, 3),
+}
+Scores: TypeAlias = Callable[[np.ndarray], np.ndarray]  # from prepared images to scores
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write the network of a finished run to a small file."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder of one row and seed of `experiments.train`."""
+    format: Literal["safetensors", "onnx", "litert"] = "onnx"
+    """safetensors has the codes of the network as it is; in the others batch normalisation is folded into scales."""
+    base3: bool = False
+    """Store ternary weights five to a byte, 1.6 bits each, instead of in 2 bits; not for litert."""
+    verify: bool = False
+    """Run the file over the test set and compare it with JAX."""
+    output: Path | None = None
+    """The file; by default network.onnx, .safetensors or .tflite in the folder. A JSON report is written beside it."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Exports, prints the report, and writes it as JSON."""
+    config = parse_options(ExportConfig, arguments, COMMAND)
+    if config.base3 and config.format == "litert":
+        fail("--base3 must be left out for litert, which stores two bits, got --base3", code=2, command=COMMAND)
+    try:
+        trained = read_trained(config.folder)
+        dataset = load_dataset(trained.run.config.dataset, trained.run.config.limit) if config.verify else None
+    except (ValueError, MissingDataError) as error:
+        fail(str(error), code=2, command=COMMAND)
+    path = config.output or config.folder / f"network{SUFFIXES[config.format]}"
+    try:
+        scores = WRITERS[config.format](path, trained, config.base3)
+    except (OSError, ImportError) as error:
+        fail(f"cannot write {path}: {error}", code=2, command=COMMAND)
+    report = {"file": str(path), "format": config.format, "row": trained.run.row.name, **sizes(path, trained.quantized)}
+    if dataset is not None:
+        report |= compare(trained, dataset, scores)
+    print("\n".join(lines(report)))
+    write_json(path.with_name(path.name + ".json"), report | {"environment": environment()})
+
+
+def write_onnx(path: Path, trained: Trained, base3: bool) -> Scores:
+    """Writes an ONNX file; the scores are those of onnxruntime on CPU."""
+    import onnx
+    import onnxruntime
+
+    network = fold(trained.run.model, trained.quantized, trained.batch_stats)
+    batch = jax.ShapeDtypeStruct(
+        jax.export.symbolic_shape(f"batch, {', '.join(map(str, image_shape(trained)))}"), jnp.float32
+    )
+    model = fobt.export.to_onnx(network, network.quantized, batch, base3=base3)
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString())
+    options = onnxruntime.SessionOptions()
+    # By default activations in front of matrices of 2, 4 and 8 bits are rounded to 8 bits.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"input": images})[0]
+
+
+def write_safetensors(path: Path, trained: Trained, base3: bool) -> Scores:
+    """Writes a packed file; the scores are those of JAX with what is read from it."""
+    packed = fobt.packed.pack(trained.quantized, base3=base3)
+    fobt.packed.save_packed(path, packed, batch_stats=trained.batch_stats, metadata={"row": trained.run.row.label})
+    loaded = fobt.packed.load_packed(path)
+    return jax_scores(Inference(split_model(trained.run.model)[0], loaded.quantized(), loaded.batch_stats))
+
+
+def write_litert(path: Path, trained: Trained, base3: bool) -> Scores:
+    """Writes a LiteRT file that takes one image; the scores are those of its interpreter on CPU."""
+    del base3
+    network = fold(trained.run.model, trained.quantized, trained.batch_stats)
+    image = jax.ShapeDtypeStruct((1, *image_shape(trained)), jnp.float32)
+    path.write_bytes(fobt.export.to_litert(network, network.quantized, image))
+    from ai_edge_litert.interpreter import Interpreter
+
+    run = Interpreter(str(path)).get_signature_runner()
+    return lambda images: np.concatenate([run(input=image[None])["output"] for image in images])
+
+
+WRITERS: dict[str, Callable[[Path, Trained, bool], Scores]] = {
+    "safetensors": write_safetensors,
+    "onnx": write_onnx,
+    "litert": write_litert,
+}
+
+
+def image_shape(trained: Trained) -> tuple[int, int, int]:
+    """Height, width and channels of prepared images."""
+    return IMAGE_SHAPES[trained.run.config.dataset]
+
+
+def jax_scores(network: Inference) -> Scores:
+    """The scores of a network in JAX."""
+    weights = fobt.dequantize(network.quantized)
+    program = jax.jit(network)
+    return lambda images: np.asarray(program(weights, images))
+
+
+def sizes(path: Path, quantized: Any) -> dict[str, Any]:
+    """The size of the file, and of its weights in float32."""
+    leaves = [leaf for leaf in jax.tree.leaves(fobt.dequantize(quantized)) if leaf.ndim >= 2]
+    weights, size = sum(leaf.size for leaf in leaves), path.stat().st_size
+    return {"bytes": size, "weights": weights, "bits_per_weight": 8 * size / weights, "float32_bytes": 4 * weights}
+
+
+def compare(trained: Trained, dataset: Dataset, scores: Scores) -> dict[str, Any]:
+    """Agreement with JAX over the test set, and accuracies."""
+    network = Inference(split_model(trained.run.model)[0], trained.quantized, trained.batch_stats)
+    reference = jax_scores(network)
+    images = same = right = expected_right = 0
+    difference = 0.0
+    for batch in dataset.test.batches(EVALUATION_BATCH):
+        prepared = np.asarray(dataset.prepare(batch.images))
+        got, expected = scores(prepared), reference(prepared)
+        predicted, expected_classes = got.argmax(-1), expected.argmax(-1)
+        images += len(batch)
+        same += int(np.sum(predicted == expected_classes))
+        right += int(np.sum(predicted == batch.labels))
+        expected_right += int(np.sum(expected_classes == batch.labels))
+        difference = max(difference, float(np.max(np.abs(got - expected))))
+    return {
+        "test_images": images,
+        "same_predictions": same,
+        "largest_score_difference": difference,
+        "accuracy": right / images,
+        "jax_accuracy": expected_right / images,
+        "training_accuracy": trained.run.result["test_accuracy"],
+    }
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """The report as text."""
+    text = [
+        f"{report['file']}: {report['bytes']:,} bytes, {report['bits_per_weight']:.2f} bits for each of "
+        f"{report['weights']:,} weights; these alone take {report['float32_bytes']:,} bytes in float32"
+    ]
+    if "accuracy" in report:
+        text += [
+            f"same predictions as JAX: {report['same_predictions']:,} of {report['test_images']:,} test images; scores "
+            f"differ by at most {report['largest_score_difference']:.1e}",
+            f"test accuracy: {100 * report['accuracy']:.2f} % from the file, {100 * report['jax_accuracy']:.2f} % in "
+            f"JAX, {100 * report['training_accuracy']:.2f} % at the end of the training",
+        ]
+    return text
