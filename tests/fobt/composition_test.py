@@ -77,6 +77,7 @@ def test_a_chain_before_changes_the_first_gradient_only():
     assert not np.allclose(updates["kernel"], both["kernel"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_chain_after_changes_the_real_update():
     after = optax.chain(optax.add_decayed_weights(-0.1), optax.scale(0.5))
     updates, (state, _), _ = first_step(optax.chain(method(), after))
@@ -255,6 +256,7 @@ def test_multi_steps_takes_the_trial_gradient_on_the_last_micro_batch():
     assert set(calls) == {0, 1, 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("quantizer", "two_stage"),
     [(QUANTIZER, True), (fobt.ternary(), True), (fobt.linear(3), True), (fobt.linear(3), False)],

@@ -95,6 +95,7 @@ def make_step(row, loss_fn, **more):
     return step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes_stay_and_the_second_call_compiles_nothing(row, dtype):
@@ -143,6 +144,7 @@ def test_converges(row, problem):
     chex.assert_trees_all_close(weights, targets, rtol=5e-2, atol=5e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ["every step", "period", "a=1", "identity", "ternary", "schedule"])
 def test_state_is_that_of_adam(row):
     params, _, loss_fn = make_problem("mixed", "float32")

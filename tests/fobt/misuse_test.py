@@ -103,6 +103,7 @@ def test_gradients_of_the_same_quantizer(name, case):
     train_step(WRAPPED[name](ours), theirs)
 
 
+@pytest.mark.slow
 def test_functions_of_ones_own_know_no_quantizer():
     tx = two_stage(fobt.binary())
     grads = jax.grad(loss_fn)(PARAMS)

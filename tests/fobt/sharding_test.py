@@ -82,6 +82,7 @@ def test_projection_without_jit(mesh):
     np.testing.assert_array_equal(got.codes, quantizer(*arrays).codes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("curvature", [None, 2.0, make_weights()[1]], ids=["none", "a number", "of no mesh"])
 @pytest.mark.parametrize("name", ["ternary", "ternary by channel", "two scales by block of columns"])
 def test_curvature_is_spread_as_the_weights_are(mesh, name, curvature):
@@ -92,6 +93,7 @@ def test_curvature_is_spread_as_the_weights_are(mesh, name, curvature):
     np.testing.assert_array_equal(got.codes, quantizer(weights).codes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ternary", "ternary by channel"])
 @pytest.mark.parametrize("spec", [P(None, "x", "y"), P("y", "x", None)], ids=["one seed split", "seeds spread"])
 def test_vmap_over_seeds(mesh, name, spec):

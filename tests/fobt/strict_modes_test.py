@@ -213,6 +213,7 @@ def test_run(names, mode):
         jax.block_until_ready(jax.jit(lambda params: jax.tree.leaves(TRACED[names](params)))(params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["float32, x64", *RUN_MODES])
 @pytest.mark.parametrize("names", CONCRETE)
 def test_of_concrete_arrays(names, mode, tmp_path):

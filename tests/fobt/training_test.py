@@ -82,6 +82,7 @@ def test_a_loop_of_steps_is_the_loop_by_hand(name: str):
     assert step._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_gradient_and_update_are_those_of_the_step():
     training = fobt.Training(METHOD)
     weights, state = params(), training.init(params())

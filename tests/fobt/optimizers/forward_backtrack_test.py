@@ -138,6 +138,7 @@ def test_loss_aware_quantization_alternates_for_ever_on_the_toy_problem(w, c):
     np.testing.assert_allclose(trajectory, reference.laq_toy(w, c, 50), rtol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("a", [0.55, 0.6, 0.7, 0.75, 0.8, 0.95])
 @pytest.mark.parametrize(("w", "c"), [(0.3, 1.0), (-2.0, 5.0)])
 def test_the_method_contracts_by_3_minus_4a_on_the_toy_problem(w, c, a):

@@ -126,6 +126,7 @@ def test_contraction_on_a_quadratic(a, x):
         assert (np.abs(np.linalg.eigvals(matrix)).max() < 1) == (x < 2 / (3 - 2 * a))
 
 
+@pytest.mark.slow
 def test_momentum_carries_to_the_points_of_nesterovs_accelerated_gradient():
     """Other optimizers have the guess 0: trial points of heavy-ball momentum are the iterates of Optax's Nesterov."""
     with jax.enable_x64(True):
@@ -142,6 +143,7 @@ def test_momentum_carries_to_the_points_of_nesterovs_accelerated_gradient():
             expected = optax.apply_updates(expected, updates)
 
 
+@pytest.mark.slow
 def test_nesterov_with_adam_follows_its_formula():
     """ŵ* is the projection of w - η b₁m/c₁(t+1) ⊘ (ε + √(b₂v/c₂(t+1))) with the curvature √v."""
     params = initial_params(0)
@@ -166,6 +168,7 @@ def test_nesterov_with_adam_follows_its_formula():
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimistic", [False, True])
 def test_without_momentum_or_a_last_gradient_the_trial_point_is_the_current_one(optimistic):
     quantizer = fobt.binary()
@@ -183,6 +186,7 @@ def test_without_momentum_or_a_last_gradient_the_trial_point_is_the_current_one(
     )
 
 
+@pytest.mark.slow
 def test_a_two_stage_state_goes_on_with_one_gradient():
     """A restart: any state of the two-stage method can be carried on, and back."""
     quantizer = fobt.binary()

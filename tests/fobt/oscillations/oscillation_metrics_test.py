@@ -13,6 +13,7 @@ from oscillation_cases import QUANTIZER, STEP, followed, make_params, signs
 import fobt
 
 
+@pytest.mark.slow
 def test_an_unknown_measure_is_nan_and_0_in_a_search_for_nan():
     state = fobt.oscillations.track_oscillations(optax.sgd(STEP), signs).init(make_params())
     assert np.isnan(fobt.oscillations.oscillation_metrics(state)["total"]["trial_gradient_cosine"])

@@ -96,6 +96,7 @@ def numpy_cosine(x, y):
     return x @ y / np.linalg.norm(x) / np.linalg.norm(y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ["chain", "forward_backtrack", "straight through"])
 def test_flips_and_gradients_are_those_of_the_forward_passes(row):
     """The codes up to a factor are the signs of the weights of the forward pass, or of the latents."""
@@ -164,6 +165,7 @@ def test_the_trial_gradient_on_a_quadratic(every, two_stage, known, jit):
     np.testing.assert_allclose(got, numpy_cosine(g, trial_g) if known else np.nan, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_first_of_several_trial_gradients_counts():
     def update(grads, state, params=None, *, grad_fn):
         return jax.tree.map(jnp.add, grad_fn(params), grad_fn(-params)), state
@@ -205,6 +207,7 @@ def test_the_instrument_shares_the_projection_of_the_forward_pass():
     assert sorts[0] == sorts[1] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("row", ["chain", "traced"])
 def test_dtypes_stay_the_second_call_compiles_nothing_and_buffers_can_be_donated(row, dtype):

@@ -175,6 +175,7 @@ def test_a_description_that_lies_is_an_error(path, change, message):
         fobt.packed.load_packed(path)
 
 
+@pytest.mark.slow
 def test_blocks_of_any_size_take_no_more_memory_than_the_axis(path):
     fobt.packed.save_packed(path, quantized("ternary", (3, 4), "one block"))
     huge = {"per": "block", "size": 2**48, "axis": 0}

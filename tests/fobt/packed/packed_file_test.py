@@ -136,6 +136,7 @@ def test_bfloat16_without_ml_dtypes(path, monkeypatch):
     np.testing.assert_array_equal(weights["bias"], jnp.array([1.5, -0.1], jnp.bfloat16).astype(jnp.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_float64(path):
     tree = {"kernel": quantized("linear(3)", dtype=np.float64), "bias": np.array([0.1]), "count": np.array(2**40)}

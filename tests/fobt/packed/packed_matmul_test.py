@@ -33,6 +33,7 @@ def test_grids(grid):
     check(grid)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize(("grid", "per_sign"), [("ternary", False), ("ternary", True), ("logarithmic(3)", False)])

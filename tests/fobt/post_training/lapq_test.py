@@ -56,6 +56,7 @@ def test_no_phase_makes_it_worse_and_the_joint_search_helps():
         assert result.losses[:10] == result.norm_losses
 
 
+@pytest.mark.slow
 def test_the_norm_phases_are_those_of_their_definition():
     params, norms = two_leaves(), (2.0, 2.5, 4.0)
     result = fobt.lapq(quadratic, params, fobt.linear(3), norms=norms, max_evaluations=0)
@@ -99,6 +100,7 @@ def test_the_vertex_of_the_parabola_is_tried_where_it_is_a_minimum():
         np.testing.assert_allclose(result.norm_losses, losses, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_vertex_that_is_worse_than_a_sample_is_not_taken():
     params = jnp.asarray(some_weights((40, 30)))
     norms = (2.0, 3.0, 4.0)

@@ -117,6 +117,7 @@ def test_groups(x64, grid, granularity, groups):
             np.testing.assert_allclose(np.max(np.abs(got)), np.max(np.abs(weights)), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_two_scales(x64, solver):
     """Each sign is a group of its own; of the last row all negative weights are pinned."""

@@ -37,6 +37,7 @@ def test_a_quantizer_takes_floating_leaves_of_two_or_more_dimensions():
     assert bits(make_params(), fobt.binary()) == {"conv0/kernel": 1, "conv1/kernel": 1, "dense/kernel": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("selector", "expected"),
     [

@@ -102,6 +102,7 @@ def test_curvature_is_the_second_moment(name):
     assert not np.array_equal(got["kernel"], ignoring_curvature["kernel"])
 
 
+@pytest.mark.slow
 def test_leaves_masked_out_of_the_optimizer_need_no_second_moment_where_they_are_not_quantized():
     tx = optax.masked(optax.adam(1e-2), {"kernel": True, "bias": False, "out": True})
     params, state = train(tx, make_params())
@@ -235,6 +236,7 @@ def test_state_that_was_saved_and_restored():
     chex.assert_trees_all_equal(fobt.quantized_params(params, restored, QUANTIZER), expected)
 
 
+@pytest.mark.slow
 def test_full_precision_run_continues_at_one_bit():
     """Adam's state of plain training is a state of loss-aware training and of forward_backtrack's inner state."""
     params, state = train(optax.adam(1e-2), make_params(), steps=5)

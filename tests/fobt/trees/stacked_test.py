@@ -90,6 +90,7 @@ def test_seeds_train_as_they_do_one_by_one():
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-6), together, alone)
 
 
+@pytest.mark.slow
 def test_vectors_that_are_stacked_stay_in_full_precision():
     quantized = fobt.quantize(params(), None, fobt.binary(stacked=1))
     assert isinstance(quantized["0"]["kernel"], fobt.Quantized)

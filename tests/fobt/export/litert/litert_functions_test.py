@@ -137,6 +137,7 @@ def test_layers_of_linen(name: str):
     np.testing.assert_allclose(run(model, x), layer.apply(fobt.dequantize(quantized), x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_transposed_convolution_of_nnx():
     layer = nnx.ConvTranspose(4, 3, (3, 3), strides=(2, 2), rngs=nnx.Rngs(0))
     graph, params = nnx.split(layer)

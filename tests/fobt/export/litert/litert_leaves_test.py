@@ -35,6 +35,7 @@ def test_constant_kernels_of_one_row_or_one_weight(shape: tuple[int, int], value
     check(lambda w, x: jnp.tanh(x @ w["k"]), {"k": of(np.full(shape, value))}, normal(3, shape[0]), stored=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [PER_TENSOR, fobt.per_channel()], ids=["tensor", "channel"])
 @pytest.mark.parametrize("grid", ["binary", "linear 4"])
 def test_leaves_with_any_number_of_axes(grid: str, split: Granularity):

@@ -44,6 +44,7 @@ def test_activations(module):
     assert_exported(function, {}, x)
 
 
+@pytest.mark.slow
 def test_activations_of_half_precision():
     x = 2 * normal(6, 4)
 

@@ -71,6 +71,7 @@ def test_a_layer_that_is_used_three_times_in_three_orders():
     assert len(stored_codes(model)) == 1
 
 
+@pytest.mark.slow
 def test_equal_leaves_and_leaves_that_are_transposes_of_each_other():
     w = normal(8, 4)
     quantized = fobt.quantize({"a": w, "b": w.T, "c": w, "z": 0 * w}, None, fobt.linear(4))
@@ -93,6 +94,7 @@ def test_leaves_may_have_any_name(quantizer):
         np.testing.assert_allclose(run(model, x)[0], right, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_many_leaves_whose_names_want_to_be_those_of_the_graph():
     quantized = {name: fobt.binary()(normal(4, 4, seed=i)) for i, name in enumerate(NAMES)}
 

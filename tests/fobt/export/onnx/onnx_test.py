@@ -215,6 +215,7 @@ CONVOLUTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions(name: str):
     options = CONVOLUTIONS[name]
@@ -254,6 +255,7 @@ def test_an_unknown_primitive_is_named():
         fobt.export.to_onnx(lambda weights, x: {}, {}, free_batch(5))
 
 
+@pytest.mark.slow
 def test_calls_inside_the_function():
     @jax.custom_vjp
     def double(x):
