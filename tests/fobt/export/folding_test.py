@@ -8,8 +8,6 @@ import pytest
 
 import fobt
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def perturbed(tree, seed: int, *, positive: bool):
     """The tree with vectors of random numbers, all positive or of both signs."""
@@ -44,6 +42,7 @@ class FoldedLinenModel(linen.Module):
         return linen.Dense(3)(x.reshape(len(x), -1))
 
 
+@pytest.mark.slow
 def test_linen_models():
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, 2))
     variables = LinenModel().init(jax.random.key(1), x)

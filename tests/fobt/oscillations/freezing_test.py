@@ -147,6 +147,7 @@ def toy(tx, quantizer):
     return run, (params, tx.init(params))
 
 
+@pytest.mark.slow
 def test_frozen_weights_stay_frozen_through_a_checkpoint(tmp_path):
     quantizer = fobt.ternary()
     tx = fobt.oscillations.freeze_oscillations(
@@ -164,6 +165,7 @@ def test_frozen_weights_stay_frozen_through_a_checkpoint(tmp_path):
     assert np.unique(codes[1][:, 0, 2]).size == 1
 
 
+@pytest.mark.slow
 def test_wraps_the_two_stage_method():
     """The method alone may flip; wrapped, the third weight ends frozen, and `grad_fn` is handed on."""
     quantizer = fobt.ternary()

@@ -148,6 +148,7 @@ def test_float64(path):
                 saved(path, {name: tree[name]}).quantized()
 
 
+@pytest.mark.slow
 def test_flax_nnx(path):
     class Network(nnx.Module):
         def __init__(self, rngs):

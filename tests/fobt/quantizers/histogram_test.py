@@ -51,6 +51,7 @@ def excess_over_bound(grid, weights, curvature):
     return found - best - (1e-4 * best + 1e-6 * weighted_sum(curvature, np.float64(weights) ** 2))
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("grid", UP_TO_FIVE_BITS)
 def test_near_exact_for_many_weights(grid, distribution):

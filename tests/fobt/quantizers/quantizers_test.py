@@ -77,12 +77,14 @@ def test_only_magnitudes_of_codes_matter():
     assert_same(quantize(weights, codes=-codes), quantize(weights, codes=codes))
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("grid", ["binary", "ternary"])
 def test_many_equal_weights_keep_their_scale(grid):
     weights = np.full(2**22, 0.1, np.float32)
     np.testing.assert_allclose(jitted(grid)(weights).scale, np.float64(weights[0]), rtol=1e-6)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("shape", [(2**22,), (1, 2**22), (2**11, 2**11)], ids=str)
 @pytest.mark.parametrize("grid", ["binary", "ternary"])
 def test_sums_of_many_terms_are_accurate(grid, shape):

@@ -12,8 +12,6 @@ from litert_cases import GRIDS, PER_TENSOR, close, leaf, normal, run, stored_wei
 import fobt
 from fobt._src.quantizers.grid import Grid
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 SPLITS = {"tensor": PER_TENSOR, "outputs": fobt.per_channel(), "inputs": fobt.per_channel(0)}
 
 
@@ -100,6 +98,7 @@ def test_leaves_that_differ_in_shape_only_are_both_stored():
     assert sorted(weights.shape for weights in stored_weights(model)) == [(4, 4), (8, 2)]
 
 
+@pytest.mark.slow
 def test_what_litert_cannot_store_is_named():
     cases = {
         "it has two scales, allowed is one": leaf((4, 4), GRIDS["linear 2"], scales=2),

@@ -32,9 +32,6 @@ GRANULARITIES = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 def matrix(
     rows: int, columns: int, grid: Grid, split: Granularity = GRANULARITIES["tensor"], *, scales: int = 1, seed: int = 0
 ) -> fobt.Quantized:
@@ -123,6 +120,7 @@ def test_other_codes_are_one_stream_of_bits(grid: str):
     assert number >> bits * 5 * 13 == 0
 
 
+@pytest.mark.slow
 def test_weights_of_other_dtypes_and_axes():
     quantized = fobt.binary(granularity=fobt.per_channel())(jnp.asarray(normal(3, 4), jnp.float16))
     half = jax.ShapeDtypeStruct((1, 1), jnp.float16)
@@ -195,6 +193,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:function does not use the leaves")
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_give_what_they_give_in_jax(name: str):
     function = jax.jit(FUNCTIONS[name])
