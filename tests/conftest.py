@@ -1,19 +1,20 @@
 """Settings of all tests: 8 virtual CPU devices, an error where ranks are promoted, the same examples in every run."""
 
+import importlib.metadata
 import importlib.util
 import os
-
-# Read when the first array is made, so it may be set after `import jax` but not much later; of two flags the last wins.
-# What a test costs is the compilation of its programs: without the newer emitters of fusions and with one module a
-# program, XLA takes a third of the time.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8"
-    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 " + os.environ.get("XLA_FLAGS", "")
-)
 
 import hypothesis
 import jax
 import pytest
+
+# Read when the first array is made, so it may be set after `import jax` but not much later; of two flags the last wins.
+flags = ["--xla_force_host_platform_device_count=8"]
+# What a test costs is the compilation of its programs: without the newer emitters of fusions and with one module a
+# program, XLA takes a third of the time. Later versions of jaxlib end the process at flags that they do not know.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

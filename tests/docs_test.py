@@ -43,8 +43,8 @@ def test_every_figure_is_shown():
     scripts = {path.stem for path in (DOCS / "figures").glob("*.py")} - {"drawing"}
     shown = {
         name
-        for page in (DOCS / "concepts").glob("*.md")
-        for name in re.findall(r"\{figure\} \.\./figures/(\w+)\.svg", page.read_text(encoding="utf-8"))
+        for page in (DOCS / "index.md", *(DOCS / "concepts").glob("*.md"))
+        for name in re.findall(r"\{figure\} (?:\.\./)?figures/(\w+)\.svg", page.read_text(encoding="utf-8"))
     }
     assert set(FIGURES) == scripts == shown
 
