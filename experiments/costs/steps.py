@@ -157,7 +157,7 @@ def instrument_ratios(network: Timed, rounds: int) -> list[dict[str, Any]]:
 
 
 def _qwix_graph(network: Timed) -> Any:
-    """The network with Qwix' quantization-aware training of all its weights in 4 bits."""
+    """The network with Qwix's quantization-aware training of all its weights in 4 bits."""
     import qwix  # slow to import
 
     rules = [qwix.QtRule(module_path=".*", weight_qtype=jnp.int4)]

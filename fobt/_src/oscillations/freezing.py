@@ -8,9 +8,9 @@ the last change before, and decay d,
 where f exceeds the threshold for the first time, the code is fixed at the allowed code nearest to c̄.
 
 The quantized weights are a function of params and optimizer state, so what is fixed is the latent. The params and state
-after the update are projected once with next to no vote for frozen weights, and these are then put at scale · β(code).
-There they fit without error, and the scale is the one that fits the other weights; so the minimiser of the whole
-projection, which is the next forward pass, has that scale and these codes.
+after the update are projected once with next to no curvature for frozen weights, and these are then put at scale ·
+β(code). There they fit without error, and the scale is the one that fits the other weights; so the minimiser of the
+whole projection, which is the next forward pass, has that scale and these codes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from fobt._src.trees.params import leaves_of_quantized, quantize
 
 _FREE = np.int8(-128)  # no code of any grid
 # Relative to the curvature of other weights. Not 0, so that the scale of a group stays when all of it is frozen.
-_VOTE_OF_FROZEN = 1e-6
+_CURVATURE_OF_FROZEN = 1e-6
 
 
 class FreezeOscillationsState(NamedTuple):
@@ -245,7 +245,7 @@ def _hold(
         return dataclasses.replace(projection, codes=codes).dequantize()
 
     moved = jnp.where(frozen, levels(quantized), optax.apply_updates(params, updates))
-    targets = levels(quantizer(moved, jnp.where(frozen, _VOTE_OF_FROZEN * curvature, curvature)))
+    targets = levels(quantizer(moved, jnp.where(frozen, _CURVATURE_OF_FROZEN * curvature, curvature)))
     if quantizer.grid.spacing == "binary":
         # Any magnitude will do, but the sign must outlast a scale of 0 and the rounding of params + updates.
         limits = jnp.finfo(params.dtype)

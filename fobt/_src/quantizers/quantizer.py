@@ -153,10 +153,12 @@ class Quantizer:
         previous = None if codes is None else jnp.abs(grouped("codes", codes))
 
         def project(side: jax.Array, members: jax.Array) -> tuple[jax.Array, jax.Array]:
-            voting = members & ~solvers.is_pinned(c)
-            largest, largest_voting = solvers.joint_max(side, jnp.where(voting, side, -1), axes)
+            unpinned = members & ~solvers.is_pinned(c)
+            largest, largest_unpinned = solvers.joint_max(side, jnp.where(unpinned, side, -1), axes)
             # Where all are pinned they set the scale; what is not finite shall not pass as finite; nothing has scale 0.
-            largest = jnp.where(jnp.isfinite(largest) & (largest_voting >= 0), largest_voting, jnp.maximum(largest, 0))
+            largest = jnp.where(
+                jnp.isfinite(largest) & (largest_unpinned >= 0), largest_unpinned, jnp.maximum(largest, 0)
+            )
             problem = solvers.Problem(solvers.normalise(side, largest), c, members.astype(dtype), axes)
             return self._project(problem, largest, None if previous is None else previous * members)
 

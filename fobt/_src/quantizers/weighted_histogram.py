@@ -46,7 +46,7 @@ def by_scatter(index: jax.Array, x: jax.Array, bins: int) -> jax.Array:
 
 
 def by_scatter_to_copies(index: jax.Array, x: jax.Array, bins: int) -> jax.Array:
-    """By additions to more copies: for GPUs, where additions to one bin wait for each other."""
+    """By additions to more copies: for GPUs, where atomic adds to one bin serialise."""
     copies = min(_COPIES, x.size // (_WEIGHTS_PER_BIN * bins))
     return _scatter(index, x, bins, max(copies, -(-x.size // _MOST_ADDITIONS)))
 

@@ -13,7 +13,7 @@ import optax
 from fobt._src.base.tree_paths import leaf_paths
 from fobt._src.quantizers.quantizer import Quantizer
 
-# Only guards zeros: weights whose gradient has always been zero keep a vote, a vanishing one.
+# Only guards zeros: weights whose gradient has always been zero keep a small curvature.
 _EPS = 1e-8
 
 
