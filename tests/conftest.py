@@ -29,10 +29,10 @@ def x64():
         yield
 
 
-@pytest.fixture(scope="module")
-def compile_fast():
-    """For tests that compile much and run little."""
-    jax.config.update("jax_disable_most_optimizations", True)
+@pytest.fixture(autouse=True)
+def compile_fast(request: pytest.FixtureRequest):
+    """Programs here compile for long and run for moments, so LLVM optimizes only those marked `optimized`."""
+    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("optimized") is None)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 

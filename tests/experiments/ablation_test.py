@@ -7,8 +7,6 @@ import pytest
 
 from experiments.studies import ablation
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def test_the_grid_has_a_cell_for_each_pair_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     options = ["--periods", "1", "2", "--epochs", "2", "--seeds", "0", "--limit", "70", "--output", str(tmp_path)]

@@ -60,7 +60,6 @@ def test_the_kept_onnx_file_has_the_accuracy_of_the_table():
     assert accuracy(scores) == pytest.approx(kept_accuracy("onnxruntime"))
 
 
-@pytest.mark.usefixtures("compile_fast")
 def test_the_command_writes_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     demo.main(["--epochs", "1", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "files")])
     records = json.loads((tmp_path / "files" / "demo.json").read_text())["files"]

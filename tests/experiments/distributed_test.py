@@ -105,7 +105,6 @@ def test_a_killed_process_ends_all_and_the_training_goes_on_exactly(trained):
     assert (record["killed_after"], record["resumed_after"], record["equal_to_uninterrupted"]) == (3, 2, True)
 
 
-@pytest.mark.usefixtures("compile_fast")
 def test_one_process_trains_as_the_other_experiments_do(trained, tmp_path):
     settings = {"methods": ("laq",), "epochs": 1, "limit": 40, "batch_size": 8, "width": 0.25, "seeds": (0,)}
     job = dataclasses.replace(JOBS["digits"], **settings, output=tmp_path)

@@ -18,8 +18,6 @@ from experiments.deployment import export
 from experiments.deployment.trained import quantizer_of, read_trained, recover
 from experiments.methods.rows import Row
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:

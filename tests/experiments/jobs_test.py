@@ -10,8 +10,6 @@ import pytest
 from experiments import train
 from experiments.configs import JOBS
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 @pytest.mark.usefixtures("random_datasets")
 @pytest.mark.parametrize(

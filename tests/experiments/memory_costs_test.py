@@ -1,11 +1,7 @@
 """What training steps are said to need of memory, against what follows from their definitions."""
 
-import pytest
-
 from experiments.costs import memory as memory_costs
 from experiments.costs.memory import ADAM_STEP, methods
-
-pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def test_bytes_of_state():

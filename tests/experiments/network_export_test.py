@@ -12,8 +12,6 @@ from experiments.core.network import split_model
 from experiments.deployment.folding import fold
 from experiments.models import NETWORKS
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 QUANTIZERS = {"binary": fobt.binary(), "ternary": fobt.ternary(), "linear 4": fobt.linear(4)}
 
 

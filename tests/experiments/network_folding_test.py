@@ -11,8 +11,6 @@ from experiments.core.network import split_model
 from experiments.deployment.folding import fold
 from experiments.models import NETWORKS
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def perturbed(tree, seed: int, *, positive: bool):
     """The tree with vectors of random numbers, all positive or of both signs."""

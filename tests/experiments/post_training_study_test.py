@@ -16,8 +16,6 @@ from experiments.models.feed_forward import digits_cnn
 from experiments.reporting.saved_run import read_run
 from experiments.studies import post_training
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def test_the_quick_form_leaves_table_records_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     options = ["--job", "digits", "--quick", "--bits", "2", "--max-evaluations", "4", "--calibration-images", "32"]

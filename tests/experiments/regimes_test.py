@@ -8,8 +8,6 @@ import pytest
 
 from experiments.studies import regimes
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def test_a_regime_is_compared_with_its_controls(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     options = ["--regimes", "learning rate × 3", "--epochs", "2", "--seeds", "0", "1", "--limit", "70"]

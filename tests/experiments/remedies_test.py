@@ -9,7 +9,6 @@ from training_cases import small_digits
 from experiments import train
 
 
-@pytest.mark.usefixtures("compile_fast")
 def test_weights_freeze_and_are_dampened_after_a_quarter_of_the_training(tmp_path):
     """Weights freeze from a quarter of the training on; dampening and re-estimated statistics train too."""
     config = small_digits(

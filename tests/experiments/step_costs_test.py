@@ -7,7 +7,6 @@ from experiments.models import NETWORKS
 from experiments.models.transformer import Transformer
 
 pytestmark = [
-    pytest.mark.usefixtures("compile_fast"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of what Qwix calls
 ]
 

@@ -19,9 +19,6 @@ from experiments.methods.rows import Row
 from experiments.models import NETWORKS, Network
 from experiments.models.feed_forward import digits_cnn
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 TWO_STAGE = Row(method="forward_backtrack", grid="binary", a=0.6, every=2, every_unit="steps")
 
 
@@ -112,7 +109,7 @@ def test_batches_are_a_function_of_seed_and_epoch_without_repetition():
     assert order(3, 2) != order(4, 2)
 
 
-def test_the_training_program_of_the_experiments_reuses_its_whole_state(compile_fast):
+def test_the_training_program_of_the_experiments_reuses_its_whole_state():
     config = JOBS["mnist_small_mlp"]
     dataset = random_dataset(config.dataset)
     row = Row(method="forward_backtrack", grid="binary", a=0.6, every=1, every_unit="steps")

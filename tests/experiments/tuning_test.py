@@ -17,9 +17,6 @@ from experiments.studies import tuning
 OPTIONS = ["--epochs", "2", "--limit", "70", "--b1", "0.8", "--tuning-seeds", "9", "--seeds", "0", "1"]
 
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 def test_every_row_is_tuned_and_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

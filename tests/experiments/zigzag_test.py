@@ -4,7 +4,6 @@ import itertools
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -222,15 +221,6 @@ def test_diverged_runs_count_as_the_worst_loss():
     np.testing.assert_allclose(laq_at_three, np.log10(comparison.WORST))
 
 
-@pytest.fixture
-def compile_fast():
-    """For tests that compile much and run little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("compile_fast")
 def test_the_command_writes_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(trajectories, "CASES", trajectories.CASES[:1])
     monkeypatch.setattr(regression, "STEPS", 100)

@@ -2,16 +2,7 @@
 
 from pathlib import Path
 
-import jax
 import pytest
-
-
-@pytest.fixture(autouse=True)
-def compile_fast(request: pytest.FixtureRequest):
-    """Programs here compile for long and run for microseconds, so LLVM optimizes only those marked `optimized`."""
-    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("optimized") is None)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at the markers
