@@ -6,9 +6,7 @@ from experiments.costs.steps import ADAM_STEP, Timed, branch_ratios, instrument_
 from experiments.models import NETWORKS
 from experiments.models.transformer import Transformer
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of what Qwix calls
-]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what Qwix calls
 
 MLP = Timed("mlp", lambda rngs: NETWORKS["mlp"](rngs, 1 / 128), (4, 28, 28, 1))
 TRANSFORMER = Timed("transformer", lambda rngs: Transformer(rngs, 1 / 32, depth=1), (1, 4, 24))

@@ -145,7 +145,7 @@ def test_vectors_that_are_taken_for_matrices_are_named(tree, named: str):
 
 
 @pytest.mark.slow
-def test_stacked_weights_are_packed_and_exported():
+def test_stacked_weights_are_packed():
     quantized = fobt.quantize(params(), None, fobt.linear(4, stacked=1))
     restored = fobt.packed.unpack(fobt.packed.pack(quantized))
     jax.tree.map(np.testing.assert_array_equal, fobt.dequantize(restored), fobt.dequantize(quantized))

@@ -102,7 +102,7 @@ class Graph:
 
     def fresh(self) -> str:
         """A name that is not in use; short, because names are a good part of a small file."""
-        return self._unique(next(name for i in self._counter if (name := f"v{i}") not in self._taken))
+        return self._unique(f"v{next(self._counter)}")
 
     def add(
         self,
