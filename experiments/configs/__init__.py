@@ -9,9 +9,11 @@ from experiments.configs import (
     cifar10_vgg,
     cifar10_vgg_augmented,
     digits,
+    digits_mlp,
     imagenet_resnet18,
     mnist_lenet5,
     mnist_mlp,
+    mnist_plain_mlp,
     mnist_small_mlp,
     svhn,
 )
@@ -22,9 +24,11 @@ JOBS: Mapping[str, TrainConfig] = MappingProxyType(
         module.CONFIG.job: module.CONFIG
         for module in (
             digits,
+            digits_mlp,
             mnist_lenet5,
             mnist_mlp,
             mnist_small_mlp,
+            mnist_plain_mlp,
             cifar10_vgg,
             cifar10_vgg_augmented,
             svhn,

@@ -26,6 +26,19 @@ class Evaluation:
     accuracy: float
 
 
+def batch_sums(
+    graph: nnx.GraphDef[Network], loss: Loss, prepare: Callable[[ArrayLike], jax.Array]
+) -> Callable[[Any, Any, Batch], tuple[jax.Array, jax.Array]]:
+    """From weights, batch statistics and a batch to the sum of the losses and the number of correct answers."""
+
+    def sums(weights: Any, batch_stats: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        scores = nnx.merge(graph, weights, batch_stats)(prepare(batch.images), training=False)
+        labels = jnp.asarray(batch.labels)
+        return loss(scores, labels) * len(batch), jnp.sum(jnp.argmax(scores, axis=-1) == labels)
+
+    return sums
+
+
 class Evaluator:
     """Evaluates weights with the running averages of batch normalisation.
 
@@ -36,14 +49,7 @@ class Evaluator:
     """
 
     def __init__(self, model: Network, loss: Loss, prepare: Callable[[ArrayLike], jax.Array]):
-        graph = split_model(model)[0]
-
-        def sums(weights: Any, batch_stats: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-            scores = nnx.merge(graph, weights, batch_stats)(prepare(batch.images), training=False)
-            labels = jnp.asarray(batch.labels)
-            return loss(scores, labels) * len(batch), jnp.sum(jnp.argmax(scores, axis=-1) == labels)
-
-        self._sums = jax.jit(sums)
+        self._sums = jax.jit(batch_sums(split_model(model)[0], loss, prepare))
 
     def __call__(self, weights: Any, batch_stats: Any, examples: Examples) -> Evaluation:
         """Loss and accuracy over all examples."""

@@ -56,7 +56,7 @@ def train_step(
     loss: Loss,
     dataset: Dataset,
     method: Method,
-    two_stage: bool,
+    two_stage: bool | None,
     state: TrainState,
     totals: jax.Array,
     batch: Batch,

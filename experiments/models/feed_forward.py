@@ -6,6 +6,7 @@ subtracted out again, so weight layers have none; the weights are then exactly t
 dimensions, which fobt quantizes by default. Initial weights are uniform in ±√(1.5 / (fan_in + fan_out)).
 """
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -78,6 +79,30 @@ class DenseBlock(nnx.Module):
         return self.norm(self.dense(features), use_running_average=not training)
 
 
+class PlainMLP(nnx.Module):
+    """Dense layers with biases and ReLU between them, and no normalisation: scales of weights reach the loss.
+
+    Args:
+        features: Inputs, units of the hidden layers, and classes.
+        rngs: Random numbers for the initial weights.
+    """
+
+    def __init__(self, features: Sequence[int], *, rngs: nnx.Rngs):
+        self.layers: nnx.List[nnx.Linear] = nnx.List(
+            nnx.Linear(inputs, outputs, kernel_init=INITIALIZER, rngs=rngs)
+            for inputs, outputs in itertools.pairwise(features)
+        )
+
+    def __call__(self, images: jax.Array, *, training: bool) -> jax.Array:
+        """Scores of shape (batch, classes); training and evaluation are the same."""
+        del training
+        features = images.reshape(images.shape[0], -1)
+        *hidden, output = self.layers
+        for layer in hidden:
+            features = nnx.relu(layer(features))
+        return output(features)
+
+
 class FeedForward(nnx.Module):
     """Convolution blocks, then hidden dense blocks with ReLU, then an output block: one score per class.
 
@@ -133,6 +158,11 @@ def digits_cnn(rngs: nnx.Rngs, width: float = 1.0) -> FeedForward:
     return FeedForward((8, 8, 1), [channels[:1], channels[1:]], _scaled((64,), width), 10, rngs=rngs)
 
 
+def digits_mlp(rngs: nnx.Rngs, width: float = 1.0) -> FeedForward:
+    """64-64-64-10 for 8×8 digits."""
+    return FeedForward((8, 8, 1), [], _scaled((64, 64), width), 10, rngs=rngs)
+
+
 def lenet5(rngs: nnx.Rngs, width: float = 1.0) -> FeedForward:
     """The paper's LeNet5 for MNIST: 20C3-MP2-50C3-MP2-500FC-10."""
     channels = _scaled((20, 50), width)
@@ -147,6 +177,11 @@ def mlp(rngs: nnx.Rngs, width: float = 1.0) -> FeedForward:
 def small_mlp(rngs: nnx.Rngs, width: float = 1.0) -> FeedForward:
     """784-256-256-10, for studies with many runs."""
     return FeedForward((28, 28, 1), [], _scaled((256, 256), width), 10, rngs=rngs)
+
+
+def plain_mlp(rngs: nnx.Rngs, width: float = 1.0) -> PlainMLP:
+    """784-256-256-10 without normalisation."""
+    return PlainMLP((784, *_scaled((256, 256), width), 10), rngs=rngs)
 
 
 def vgg(rngs: nnx.Rngs, width: float = 1.0) -> FeedForward:
