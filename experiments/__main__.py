@@ -11,7 +11,7 @@ COMMANDS = {
     "readme": ("reporting.readme", "copy tables of results into the READMEs"),
     "ablation": ("studies.ablation", "the method over a grid of periods and backtracking coefficients"),
     "regimes": ("studies.regimes", "the method and its controls where one thing of a job changes"),
-    "tuning": ("studies.tuning", "methods and variants, each with its own learning rate, b1 and b2"),
+    "comparison": ("studies.comparison", "every method with its own settings, at equal gradients and at equal time"),
     "zigzag": ("studies.zigzag.command", "zig-zags: figures, tables, theory"),
     "post_training": ("studies.post_training", "quantization after training: LAPQ, projections, rounding"),
     "convolutions": ("studies.convolutions", "formulations of LeNet5's convolutions, timed"),

@@ -4,6 +4,4 @@ import dataclasses
 
 from experiments.configs import mnist_small_mlp
 
-CONFIG = dataclasses.replace(
-    mnist_small_mlp.CONFIG, job="mnist_plain_mlp", network="plain_mlp", loss="cross_entropy"
-)
+CONFIG = dataclasses.replace(mnist_small_mlp.CONFIG, job="mnist_plain_mlp", network="plain_mlp", loss="cross_entropy")

@@ -1,7 +1,7 @@
 """Many models of one method trained at once: every seed and setting of a comparison, with one compiled program.
 
-Models without convolutions train together: the steps of a training are one `lax.scan` over `vmap` of a step, with the
-data on the device. On CPU a convolution in a scan, or with a kernel for each model, takes several times as long as by
+Models without convolutions train together: several steps are one `lax.scan` over `vmap` of a step, with the data on the
+device. On CPU a convolution in a scan, or with a kernel for each model, takes several times as long as by
 itself, so there networks with convolutions train one after the other; the results are the same but for rounding.
 """
 
@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 import fobt
@@ -26,14 +25,16 @@ from experiments.core.programs import TrainState, initial_state, train_step
 from experiments.data import Arrays, Batch, Dataset
 from experiments.methods.method import Hyperparameters, Method
 
-TOGETHER = 8  # models of one program, so that every search and comparison shares it
+# Models and steps of one program, so that searches and trainings of any length share it.
+TOGETHER = 8
+BLOCK = 10
 REESTIMATION_BATCHES = 50
 
 MakeMethod = Callable[[Hyperparameters], Method]
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Setting:
     """What is tuned for each method.
 
@@ -68,56 +69,56 @@ class Cohort:
         job: Network, loss, batch size and bounds of the weights.
         dataset: The data, in memory.
         make_method: From hyperparameters, whose numbers are traced, to the method.
-        steps: Steps of a training.
+
+    Attributes:
+        together: How many models train together.
+        advance: From steps of the training, settings, data, state and the images of some steps, as `orders` gives them,
+            to state and minibatch losses; state is donated.
     """
 
-    def __init__(self, job: TrainConfig, dataset: Dataset, make_method: MakeMethod, steps: int):
-        self._job, self._dataset, self._steps = job, dataset, steps
+    def __init__(self, job: TrainConfig, dataset: Dataset, make_method: MakeMethod):
+        self._job, self._dataset = job, dataset
         self._graph = split_model(abstract_network(job))[0]
         self._loss = LOSSES[job.loss]
-        cosine = optax.cosine_decay_schedule(1.0, steps)
 
-        def method(setting: Setting) -> Method:
-            rate = setting.learning_rate
-            return make_method(
-                Hyperparameters(
-                    lambda count: rate * cosine(count),
-                    setting.b1,
-                    setting.b2,
-                    weight_bounds=job.weight_bounds,
-                    steps=steps,
-                )
-            )
+        def method(steps: jax.Array, setting: Setting) -> Method:
+            def learning_rate(count: jax.Array) -> jax.Array:
+                return setting.learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(count / steps, 1)))
 
-        def init(member: Setting, params: Any, batch_stats: Any, seed: jax.Array) -> TrainState:
-            return initial_state(method(member), params, batch_stats, seed)
+            moments = setting.b1, setting.b2
+            return make_method(Hyperparameters(learning_rate, *moments, weight_bounds=job.weight_bounds, steps=steps))
 
-        def step(setting: Setting, data: Batch, state: TrainState, indices: jax.Array) -> tuple[TrainState, jax.Array]:
+        def init(steps: jax.Array, setting: Setting, params: Any, batch_stats: Any, seed: jax.Array) -> TrainState:
+            return initial_state(method(steps, setting), params, batch_stats, seed)
+
+        def step(
+            steps: jax.Array, setting: Setting, data: Batch, state: TrainState, indices: jax.Array
+        ) -> tuple[TrainState, jax.Array]:
             batch = Batch(data.images[indices], data.labels[indices])
             state, totals = train_step(
-                self._graph, self._loss, dataset, method(setting), None, state, jnp.zeros(2), batch
+                self._graph, self._loss, dataset, method(steps, setting), None, state, jnp.zeros(2), batch
             )
             return state, totals[0]
 
-        def evaluated(setting: Setting, state: TrainState) -> Any:
-            return method(setting).evaluated(state.params, state.optimizer)
+        def evaluated(steps: jax.Array, setting: Setting, state: TrainState) -> Any:
+            return method(steps, setting).evaluated(state.params, state.optimizer)
 
         def update_batch_stats(weights: Any, batch_stats: Any, batch: Batch) -> Any:
             return training_pass(self._graph, weights, batch_stats, dataset.prepare(batch.images))[1]
 
-        self.together = TOGETHER if _trains_together(job) else 1
+        self.together = TOGETHER if trains_together(job) else 1
         one = self.together == 1
         # Of a single model without an axis for it, otherwise of a group of models.
         over: Callable[..., Any] = (lambda function, axes: function) if one else jax.vmap
-        self._init = jax.jit(over(init, 0))
-        self.step = over(step, (0, None, 0, 0))
-        self._evaluated = jax.jit(over(evaluated, 0))
+        self._init = jax.jit(over(init, (None, 0, 0, 0, 0)))
+        self._evaluated = jax.jit(over(evaluated, (None, 0, 0)))
         self._update_batch_stats = jax.jit(over(update_batch_stats, (0, 0, None)))
         self._sums = jax.jit(over(batch_sums(self._graph, self._loss, dataset.prepare), (0, 0, None)))
         if one:
-            self._train = functools.partial(_in_turn, jax.jit(self.step, donate_argnums=2))
+            self.advance: Callable[..., Any] = functools.partial(_in_turn, jax.jit(step, donate_argnums=3))
         else:
-            self._train = jax.jit(functools.partial(_scanned, self.step), donate_argnums=2)
+            over_models = jax.vmap(step, (None, 0, None, 0, 0))
+            self.advance = jax.jit(functools.partial(_scanned, over_models), donate_argnums=3)
 
     @functools.cached_property
     def data(self) -> Batch:
@@ -126,11 +127,12 @@ class Cohort:
         assert isinstance(train, Arrays)
         return Batch(jnp.asarray(train.images), jnp.asarray(train.labels))
 
-    def run(self, members: Sequence[Member]) -> list[dict[str, float]]:
+    def run(self, members: Sequence[Member], steps: int) -> list[dict[str, float]]:
         """Trains and evaluates.
 
         Args:
             members: The models.
+            steps: Steps of a training.
 
         Returns:
             For each one the mean minibatch loss over its last epoch, and losses and accuracies in percent at the
@@ -141,10 +143,10 @@ class Cohort:
             group = list(members[start : start + self.together])
             # What is missing in the last group is filled up, so that one program serves all.
             filled = [*group, *itertools.repeat(group[-1], self.together - len(group))]
-            records += self._run_group(filled)[: len(group)]
+            records += self._run_group(filled, steps)[: len(group)]
         return records
 
-    def initial(self, members: Sequence[Member]) -> tuple[Setting, TrainState]:
+    def initial(self, members: Sequence[Member], steps: int) -> tuple[Setting, TrainState]:
         """Settings and states before the first step, of a group of models, or of a single one without an axis."""
         models = [split_model(make_network(self._job, member.seed))[1:] for member in members]
         settings, params, batch_stats, seeds = (
@@ -155,11 +157,11 @@ class Cohort:
                 [np.uint32(member.seed) for member in members],
             )
         )
-        return settings, self._init(settings, params, batch_stats, seeds)
+        return settings, self._init(steps, settings, params, batch_stats, seeds)
 
-    def orders(self, members: Sequence[Member]) -> np.ndarray:
-        """Which images each step takes, of shape (steps, models, batch), without the second axis of a single model."""
-        orders = [np.stack(list(itertools.islice(self._order(member.seed), self._steps))) for member in members]
+    def orders(self, members: Sequence[Member], steps: int) -> np.ndarray:
+        """Which images each of the first steps takes: (steps, models, batch), or (steps, batch) of a single model."""
+        orders = [np.stack(list(itertools.islice(self._order(member.seed), steps))) for member in members]
         return orders[0] if self.together == 1 else np.stack(orders, axis=1)
 
     def _order(self, seed: int) -> Iterator[np.ndarray]:
@@ -168,10 +170,13 @@ class Cohort:
         for epoch in itertools.count(1):
             yield from train.shuffled_indices(self._job.batch_size, seed, epoch)
 
-    def _run_group(self, group: Sequence[Member]) -> list[dict[str, float]]:
-        settings, state = self.initial(group)
-        state, losses = self._train(settings, self.data, state, self.orders(group))
-        weights, batch_stats = self._evaluated(settings, state), state.batch_stats
+    def _run_group(self, group: Sequence[Member], steps: int) -> list[dict[str, float]]:
+        settings, state = self.initial(group, steps)
+        orders, blocks = self.orders(group, steps), []
+        for start in range(0, steps, BLOCK):
+            state, losses = self.advance(steps, settings, self.data, state, orders[start : start + BLOCK])
+            blocks.append(losses)
+        weights, batch_stats = self._evaluated(steps, settings, state), state.batch_stats
         if jax.tree.leaves(batch_stats):
             # Training counts epochs from 1, so it never has the batches of this order.
             batches = self._dataset.train.shuffled_batches(self._job.batch_size, 0, 0)
@@ -179,8 +184,8 @@ class Cohort:
             batch_stats = fobt.reestimate_batch_stats(
                 update, batch_stats, itertools.islice(batches, REESTIMATION_BATCHES)
             )
-        last_epoch = min(self._steps, len(self._dataset.train) // self._job.batch_size)
-        measures = {"minibatch_loss": np.mean(np.asarray(losses)[-last_epoch:], axis=0)}
+        last_epoch = min(steps, len(self._dataset.train) // self._job.batch_size)
+        measures = {"minibatch_loss": np.mean(np.concatenate(blocks)[-last_epoch:], axis=0)}
         for part in ("train", "validation", "test"):
             examples = getattr(self._dataset, part)
             sums = [self._sums(weights, batch_stats, batch) for batch in examples.batches(EVALUATION_BATCH)]
@@ -196,21 +201,25 @@ class Cohort:
         return trees[0] if self.together == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _trains_together(job: TrainConfig) -> bool:
+def trains_together(job: TrainConfig) -> bool:
     """Whether models of this network train together on this device."""
     modules = (module for _, module in nnx.iter_modules(abstract_network(job)))
     return jax.default_backend() != "cpu" or not any(isinstance(module, nnx.Conv) for module in modules)
 
 
-def _scanned(step: Any, settings: Setting, data: Batch, state: TrainState, orders: jax.Array) -> Any:
-    """All steps in one program: state, and losses of shape (steps, models)."""
-    return jax.lax.scan(lambda state, indices: step(settings, data, state, indices), state, orders)
+def _scanned(
+    step: Any, steps: jax.Array, settings: Setting, data: Batch, state: TrainState, orders: jax.Array
+) -> tuple[TrainState, jax.Array]:
+    """Steps in one program: state, and losses of shape (steps, models)."""
+    return jax.lax.scan(lambda state, indices: step(steps, settings, data, state, indices), state, orders)
 
 
-def _in_turn(step: Any, settings: Setting, data: Batch, state: TrainState, orders: np.ndarray) -> Any:
+def _in_turn(
+    step: Any, steps: jax.Array, settings: Setting, data: Batch, state: TrainState, orders: np.ndarray
+) -> tuple[TrainState, jax.Array]:
     """One program for each step: state, and losses of shape (steps,)."""
     losses = []
     for indices in orders:
-        state, loss = step(settings, data, state, indices)
+        state, loss = step(steps, settings, data, state, indices)
         losses.append(loss)
     return state, jnp.stack(losses)

@@ -17,7 +17,6 @@ def take_step(
     params: Any,
     optimizer_state: Any,
     evaluate: Evaluate,
-    evaluate_second: Evaluate | None = None,
     two_stage: bool | None = None,
 ) -> tuple[tuple[jax.Array, Any], Any, Any]:
     """One step.
@@ -27,7 +26,6 @@ def take_step(
         params: What is trained.
         optimizer_state: State of its optimizer.
         evaluate: From weights to (loss, aux) and the gradient, on the minibatch of this step.
-        evaluate_second: The same for a second gradient; by default on the same minibatch.
         two_stage: Whether this step takes a trial gradient, for methods that do not take one in every step. A Python
             bool: each value is a program of its own, because a convolution inside `lax.cond` is several times slower on
             CPU. None leaves it to the optimizer.
@@ -35,9 +33,8 @@ def take_step(
     Returns:
         Loss and aux of the first gradient, so the batch statistics of the first pass; params; state of the optimizer.
     """
-    second = evaluate_second or evaluate
     loss_and_aux, grads = evaluate(method.gradient_point(params, optimizer_state))
     updates, optimizer_state = optax.with_extra_args_support(method.optimizer).update(
-        grads, optimizer_state, params, grad_fn=lambda weights: second(weights)[1], two_stage=two_stage
+        grads, optimizer_state, params, grad_fn=lambda weights: evaluate(weights)[1], two_stage=two_stage
     )
     return loss_and_aux, optax.apply_updates(params, updates), optimizer_state

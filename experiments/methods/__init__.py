@@ -8,4 +8,3 @@ from experiments.methods import remedies as remedies
 from experiments.methods import one_gradient as one_gradient
 from experiments.methods import controls as controls
 from experiments.methods import forward_backtrack as forward_backtrack
-from experiments.methods import variants as variants

@@ -9,7 +9,7 @@ from experiments.methods.registry import register
 from experiments.methods.straight_through import ModelSide
 
 
-@register("full precision")
+@register("full precision", tuned={"full precision": {}})
 def full_precision(hyper: Hyperparameters) -> Method:
     """Adam."""
     return Method(optax.adam(hyper.learning_rate, **hyper.moments), fobt.full_precision())
@@ -20,7 +20,7 @@ def _straight_through(hyper: Hyperparameters, model_side: ModelSide) -> Method:
     return Method(hyper.bounded_adam(fobt.binary()), fobt.full_precision(), model_side=model_side)
 
 
-@register("BinaryConnect", grids=("binary",))
+@register("BinaryConnect", grids=("binary",), tuned={"BinaryConnect": {}})
 def binary_connect(hyper: Hyperparameters) -> Method:
     """Adam on `straight_through.binary_connect`."""
     return _straight_through(hyper, straight_through.binary_connect())
@@ -38,20 +38,20 @@ def bwn(hyper: Hyperparameters) -> Method:
     return Method(hyper.bounded_adam(fobt.binary()), fobt.binary(), weighted=False)
 
 
-@register("TWN", grids=("ternary", "linear2"))
+@register("TWN", grids=("ternary", "linear2"), tuned={"TWN": {}})
 def twn(hyper: Hyperparameters) -> Method:
     """Adam on `straight_through.ternary_weights`."""
     return _straight_through(hyper, straight_through.ternary_weights())
 
 
-@register("DoReFa", bits=(1, 4))
+@register("DoReFa", bits=(1, 4), tuned={"DoReFa": {}})
 def dorefa(hyper: Hyperparameters, *, bits: int) -> Method:
     """Adam on `straight_through.dorefa`, whose definition has no bounds of the weights."""
     adam = optax.adam(hyper.learning_rate, **hyper.moments)
     return Method(adam, fobt.full_precision(), model_side=straight_through.dorefa(bits))
 
 
-@register("LSQ", bits=(2, 4))
+@register("LSQ", bits=(2, 4), tuned={"LSQ": {}})
 def lsq(hyper: Hyperparameters, *, bits: int) -> Method:
     """Adam on `straight_through.LearnedStepSize`, with a hundredth of the learning rate for step sizes.
 

@@ -27,11 +27,9 @@ class Entry:
         title: Its name in the tables of `experiments.train`; None for methods that it does not have.
         gradients: Gradient evaluations of a step.
         periodic: Whether only every m-th step takes the second gradient.
-        next_minibatch: Whether that one is of the next minibatch.
         grids: Grids with its levels, where it has a grid of its own.
         bits: The fewest and the most bits, where they are an option.
-        tuned: From a label in the study of tuned methods to options.
-        variants: The same among the variants of that study.
+        tuned: From a label in the comparison of tuned methods to options.
         step_costs: Its name in the tables of step costs.
         memory_costs: Its name in the tables of memory costs.
     """
@@ -40,11 +38,9 @@ class Entry:
     title: str | None = None
     gradients: int = 1
     periodic: bool = False
-    next_minibatch: bool = False
     grids: tuple[str, ...] = ()
     bits: tuple[int, int] | None = None
     tuned: Mapping[str, Options] = field(default_factory=dict)
-    variants: Mapping[str, Options] = field(default_factory=dict)
     step_costs: str | None = None
     memory_costs: str | None = None
 

@@ -11,7 +11,7 @@ from experiments.costs.steps import compared
 from experiments.methods.method import Hyperparameters, Method
 from experiments.methods.registry import METHODS, register
 from experiments.methods.rows import Row
-from experiments.studies.tuning import offered
+from experiments.studies.comparison import offered
 
 
 @pytest.fixture
@@ -32,24 +32,23 @@ def test_a_registered_method_is_in_every_comparison():
     assert (row.name, row.label) == ("halved-ternary-a0.3", "halved, ternary, a = 0.3")
     assert row.gradient_evaluations(1, 1) == 2
     assert row.build(Hyperparameters(0.1)).quantizer == fobt.ternary()
-    assert offered("methods")["halved, a = 0.5"] == (METHODS["halved"], {"a": 0.5})
-    assert "halved, a = 0.5" in offered("all")
+    assert offered("ternary")["halved, a = 0.5"] == (METHODS["halved"], {"a": 0.5})
     assert {"halved, binary", "halved, linear(2)"} <= compared("step_costs").keys()
 
 
 def test_every_method_has_a_place_and_options_that_rows_have():
     fields = {field.name for field in dataclasses.fields(Row)}
     for name, entry in METHODS.items():
-        assert entry.title or entry.tuned or entry.variants, name
+        assert entry.title or entry.tuned, name
         assert entry.make.__doc__, name
         if entry.title:
             assert set(entry.options) <= fields, name
-        for options in (*entry.tuned.values(), *entry.variants.values()):
-            assert set(options) == set(entry.options), name
+        for options in entry.tuned.values():
+            assert set(options) == set(entry.options) - ({"bits"} if entry.bits else set()), name
 
 
-def test_labels_of_the_study_of_tuned_methods_are_those_of_the_stored_results():
-    assert list(offered("methods"))[:3] == ["LAQ", "Adam, straight-through, curvature 1", "LAQ with NAdam"]
-    assert len(offered("methods")) == 12
-    assert len(offered("variants")) == 10
-    assert offered("all") == offered("methods") | offered("variants")
+def test_a_grid_is_offered_the_methods_that_have_it():
+    binary, ternary = offered("binary"), offered("ternary")
+    assert {"LAQ", "two LAQ steps", "DoReFa"} <= binary.keys() & ternary.keys()
+    assert {"BinaryConnect"} <= binary.keys() - ternary.keys()
+    assert {"TWN", "LSQ"} <= ternary.keys() - binary.keys()
