@@ -88,7 +88,8 @@ class Cohort:
             moments = setting.b1, setting.b2
             return make_method(Hyperparameters(learning_rate, *moments, weight_bounds=job.weight_bounds, steps=steps))
 
-        def init(steps: jax.Array, setting: Setting, params: Any, batch_stats: Any, seed: jax.Array) -> TrainState:
+        def init(steps: jax.Array, setting: Setting, seed: jax.Array) -> TrainState:
+            _, params, batch_stats = split_model(make_network(job, seed))
             return initial_state(method(steps, setting), params, batch_stats, seed)
 
         def step(
@@ -110,7 +111,7 @@ class Cohort:
         one = self.together == 1
         # Of a single model without an axis for it, otherwise of a group of models.
         over: Callable[..., Any] = (lambda function, axes: function) if one else jax.vmap
-        self._init = jax.jit(over(init, (None, 0, 0, 0, 0)))
+        self._init = jax.jit(over(init, (None, 0, 0)))
         self._evaluated = jax.jit(over(evaluated, (None, 0, 0)))
         self._update_batch_stats = jax.jit(over(update_batch_stats, (0, 0, None)))
         self._sums = jax.jit(over(batch_sums(self._graph, self._loss, dataset.prepare), (0, 0, None)))
@@ -148,16 +149,9 @@ class Cohort:
 
     def initial(self, members: Sequence[Member], steps: int) -> tuple[Setting, TrainState]:
         """Settings and states before the first step, of a group of models, or of a single one without an axis."""
-        models = [split_model(make_network(self._job, member.seed))[1:] for member in members]
-        settings, params, batch_stats, seeds = (
-            self._stack(trees)
-            for trees in (
-                [member.setting for member in members],
-                *zip(*models, strict=True),
-                [np.uint32(member.seed) for member in members],
-            )
-        )
-        return settings, self._init(steps, settings, params, batch_stats, seeds)
+        settings = self._stack([member.setting for member in members])
+        seeds = self._stack([np.uint32(member.seed) for member in members])
+        return settings, self._init(steps, settings, seeds)
 
     def orders(self, members: Sequence[Member], steps: int) -> np.ndarray:
         """Which images each of the first steps takes: (steps, models, batch), or (steps, batch) of a single model."""

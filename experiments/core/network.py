@@ -9,9 +9,9 @@ from experiments.core.config import TrainConfig
 from experiments.models import NETWORKS, Network
 
 
-def make_network(config: TrainConfig, seed: int) -> Network:
-    """The network of a job with the initial weights of a seed."""
-    return NETWORKS[config.network](nnx.Rngs(seed), config.width)
+def make_network(config: TrainConfig, seed: int | jax.Array) -> Network:
+    """The network of a job with the initial weights of a seed, which may be traced."""
+    return NETWORKS[config.network](nnx.Rngs(jax.random.key(seed)), config.width)
 
 
 def abstract_network(config: TrainConfig) -> Network:
