@@ -1,0 +1,47 @@
+"""PARQ: gradients at weights that go from the latents to their projection in the course of training."""
+
+import math
+from typing import Any
+
+import jax
+import optax
+
+import fobt
+from experiments.methods.method import Hyperparameters, Method
+from experiments.methods.registry import register
+
+
+@register("PARQ", tuned={"PARQ": {"anneal": "cosine"}, "PARQ, sigmoid": {"anneal": "sigmoid"}})
+def parq(hyper: Hyperparameters, quantizer: fobt.Quantizer, *, anneal: str = "cosine") -> Method:
+    """Adam at `fobt.annealed_params` with loss-aware scales; the inverse slope falls from 1 to 0 over the training."""
+    assert hyper.steps is not None
+    inverse_slope = ANNEALS[anneal](1.0, hyper.steps)
+
+    def annealed(params: Any, state: Any) -> Any:
+        steps = optax.tree.get(state, "ScaleByAdamState").count
+        return fobt.annealed_params(params, state, quantizer, inverse_slope(steps))
+
+    return Method(hyper.bounded_adam(quantizer), quantizer, lookahead=annealed)
+
+
+def sigmoid_decay_schedule(init_value: float, decay_steps: int, steepness: float = 10.0) -> optax.Schedule:
+    """From `init_value` to 0 along a mirrored sigmoid, as in `ProxPARQ` of torchao; the steepness is its default.
+
+    With f the share of the steps, σ the logistic function and s the steepness the share of `init_value` is
+    (σ(s (1/2 - f)) - σ(-s/2)) / (σ(s/2) - σ(-s/2)).
+
+    Example:
+        >>> schedule = sigmoid_decay_schedule(1.0, 100)
+        >>> [round(float(schedule(step)), 3) for step in (0, 25, 50, 75, 100, 110)]
+        [1.0, 0.93, 0.5, 0.07, 0.0, 0.0]
+    """
+    lowest, highest = (1 / (1 + math.exp(sign * steepness / 2)) for sign in (1, -1))
+
+    def schedule(count: Any) -> jax.Array:
+        share = jax.numpy.clip(count / decay_steps, 0, 1)
+        return init_value * (jax.nn.sigmoid(steepness * (0.5 - share)) - lowest) / (highest - lowest)
+
+    return schedule
+
+
+ANNEALS = {"cosine": optax.cosine_decay_schedule, "sigmoid": sigmoid_decay_schedule}
