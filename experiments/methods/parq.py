@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import fobt
@@ -38,8 +39,9 @@ def sigmoid_decay_schedule(init_value: float, decay_steps: int, steepness: float
     lowest, highest = (1 / (1 + math.exp(sign * steepness / 2)) for sign in (1, -1))
 
     def schedule(count: Any) -> jax.Array:
-        share = jax.numpy.clip(count / decay_steps, 0, 1)
-        return init_value * (jax.nn.sigmoid(steepness * (0.5 - share)) - lowest) / (highest - lowest)
+        falling = jax.nn.sigmoid(steepness * (0.5 - count / decay_steps))
+        # Rounding must not leave the range either.
+        return init_value * jnp.clip((falling - lowest) / (highest - lowest), 0, 1)
 
     return schedule
 

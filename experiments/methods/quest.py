@@ -1,8 +1,8 @@
 """QuEST: levels fitted to a Gaussian, and gradients that are trusted only where rounding has moved a weight little.
 
 Source: Panferov, Chen, Tabesh, Castro, Nikdan, Alistarh, QuEST: Stable Training of LLMs with 1-Bit Weights and
-Activations, ICML 2025, arXiv:2502.05003. It quantizes activations too, and has a scale for each output channel; here are its
-weights, with one scale for a tensor as in all rows.
+Activations, ICML 2025, arXiv:2502.05003. It quantizes activations too, and has a scale for each output channel; here
+are its weights, with one scale for a tensor as in all rows.
 """
 
 import dataclasses
