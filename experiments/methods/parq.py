@@ -12,11 +12,22 @@ from experiments.methods.method import Hyperparameters, Method
 from experiments.methods.registry import register
 
 
-@register("PARQ", tuned={"PARQ": {"anneal": "cosine"}, "PARQ, sigmoid": {"anneal": "sigmoid"}})
-def parq(hyper: Hyperparameters, quantizer: fobt.Quantizer, *, anneal: str = "cosine") -> Method:
-    """Adam at `fobt.annealed_params` with loss-aware scales; the inverse slope falls from 1 to 0 over the training."""
+@register(
+    "PARQ",
+    tuned={
+        "PARQ": {"anneal": "cosine", "share": 0.5},
+        "PARQ, sigmoid": {"anneal": "sigmoid", "share": 0.5},
+        "PARQ, annealed to the end": {"anneal": "cosine", "share": 1.0},
+    },
+)
+def parq(hyper: Hyperparameters, quantizer: fobt.Quantizer, *, anneal: str = "cosine", share: float = 0.5) -> Method:
+    """Adam at `fobt.annealed_params` with loss-aware scales; the inverse slope falls from 1 to 0 in a share of the steps.
+
+    After it training is loss-aware quantization. Where the slope still rises at the end of a short training, while the
+    learning rate vanishes, the network does not adapt to its last weights.
+    """
     assert hyper.steps is not None
-    inverse_slope = ANNEALS[anneal](1.0, hyper.steps)
+    inverse_slope = ANNEALS[anneal](1.0, max(1, round(share * hyper.steps)))
 
     def annealed(params: Any, state: Any) -> Any:
         steps = optax.tree.get(state, "ScaleByAdamState").count

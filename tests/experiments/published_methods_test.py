@@ -175,13 +175,14 @@ def test_cage_is_silent_in_the_first_share_of_the_training(grid):
 
 @pytest.mark.parametrize("anneal", ["cosine", "sigmoid"])
 def test_parq_goes_from_the_latents_to_their_projection(grid, anneal):
-    method = parq.parq(HYPER, make_quantizer(grid), anneal=anneal)
+    """In three quarters of the steps."""
+    method = parq.parq(HYPER, make_quantizer(grid), anneal=anneal, share=0.75)
     params = tree()
     state = method.optimizer.init(params)
     update = jax.jit(method.optimizer.update)
     for number in range(STEPS + 1):
         point = method.gradient_point(params, state)["kernel"]
-        share = number / STEPS
+        share = min(number / (0.75 * STEPS), 1)
         if anneal == "cosine":
             rho = (1 + np.cos(np.pi * share)) / 2
         else:

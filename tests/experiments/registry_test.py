@@ -45,11 +45,16 @@ def test_every_method_has_a_place_and_options_that_rows_have():
         if entry.title:
             assert set(entry.options) <= fields, name
         for options in (*entry.tuned.values(), *entry.variants.values()):
-            assert set(options) == set(entry.options), name
+            assert set(entry.options) <= set(options) <= set(entry.all_options), name
+
+
+def test_options_with_a_default_are_for_studies_alone():
+    assert (METHODS["cage"].options, METHODS["cage"].all_options) == ((), ("strength", "silent"))
+    assert METHODS["optimistic"].options == METHODS["optimistic"].all_options == ("a",)
 
 
 def test_labels_of_the_study_of_tuned_methods_are_those_of_the_stored_results():
     assert list(offered("methods"))[:3] == ["LAQ", "Adam, straight-through, curvature 1", "LAQ with NAdam"]
-    assert len(offered("methods")) == 12
+    assert len(offered("methods")) == 26
     assert len(offered("variants")) == 10
     assert offered("all") == offered("methods") | offered("variants")
