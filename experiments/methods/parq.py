@@ -21,7 +21,7 @@ from experiments.methods.registry import register
     },
 )
 def parq(hyper: Hyperparameters, quantizer: fobt.Quantizer, *, anneal: str = "cosine", share: float = 0.5) -> Method:
-    """Adam at `fobt.annealed_params` with loss-aware scales; the inverse slope falls from 1 to 0 in a share of the steps.
+    """Adam at `fobt.annealed_params` with loss-aware scales; the inverse slope falls from 1 to 0 in a share of steps.
 
     After it training is loss-aware quantization. Where the slope still rises at the end of a short training, while the
     learning rate vanishes, the network does not adapt to its last weights.
