@@ -23,6 +23,7 @@ if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can
     from fobt._src.quantizers.quantized import Quantized
     from fobt._src.quantizers.quantizer import Quantizer, binary, linear, logarithmic, ternary
     from fobt._src.training import Training
+    from fobt._src.trees.annealing import annealed_params
     from fobt._src.trees.bounds import bound_weights
     from fobt._src.trees.leaves import full_precision, per_leaf
     from fobt._src.trees.params import dequantize, quantize, quantized_params
@@ -35,6 +36,7 @@ if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can
         "Quantizer",
         "Training",
         "adam_preconditioner",
+        "annealed_params",
         "binary",
         "bound_weights",
         "dequantize",

@@ -66,6 +66,8 @@ class Method:
         model_side: What the model does with the weights itself, for methods whose quantizer is the identity.
         lookahead: From parameters and optimizer state to the weights at which the gradient is taken, for methods that
             do not take it at the quantized weights.
+        quantize: From parameters and optimizer state to codes and scales, for methods whose quantized weights are not
+            the projection of the parameters.
     """
 
     optimizer: optax.GradientTransformation
@@ -73,6 +75,7 @@ class Method:
     weighted: bool = True
     model_side: ModelSide | None = None
     lookahead: Callable[[Any, Any], Any] | None = None
+    quantize: Callable[[Any, Any], Any] | None = None
 
     def init(self, params: Any) -> Any:
         """The parameters to train."""
@@ -82,7 +85,7 @@ class Method:
         """The weights at which a training step takes its gradient; a model-side quantizer comes after them."""
         if self.lookahead is not None:
             return self.lookahead(params, optimizer_state)
-        return self._projected(params, optimizer_state)
+        return fobt.dequantize(self._quantized(params, optimizer_state))
 
     def forward(self, weights: Any, key: jax.Array) -> Any:
         """The weights of the network in training, differentiable in those of `gradient_point`."""
@@ -92,18 +95,19 @@ class Method:
         """Codes of the quantized leaves, in the order of the tree."""
         if self.model_side is not None:
             return self.model_side.forward(params, key)[1]
-        quantized = fobt.quantize(params, optimizer_state if self.weighted else None, self.quantizer)
-        leaves = jax.tree.leaves(quantized, is_leaf=_is_quantized)
+        leaves = jax.tree.leaves(self._quantized(params, optimizer_state), is_leaf=_is_quantized)
         return [leaf.codes for leaf in leaves if _is_quantized(leaf)]
 
     def evaluated(self, params: Any, optimizer_state: Any) -> Any:
         """The weights of the network in evaluation: those that would be shipped."""
         if self.model_side is not None:
             return self.model_side.evaluated(params)
-        return self._projected(params, optimizer_state)
+        return fobt.dequantize(self._quantized(params, optimizer_state))
 
-    def _projected(self, params: Any, optimizer_state: Any) -> Any:
-        return fobt.quantized_params(params, optimizer_state if self.weighted else None, self.quantizer)
+    def _quantized(self, params: Any, optimizer_state: Any) -> Any:
+        if self.quantize is not None:
+            return self.quantize(params, optimizer_state)
+        return fobt.quantize(params, optimizer_state if self.weighted else None, self.quantizer)
 
     def bits_per_weight(self, params: Any, optimizer_state: Any) -> float:
         """Bits that a weight takes on average, scales included; only parameters with two or more axes are weights."""
@@ -111,7 +115,7 @@ class Method:
         weights = sum(map(math.prod, shapes))
         if self.model_side is not None:
             return self.model_side.bits + 32 * self.model_side.scales * len(shapes) / weights
-        quantized = jax.eval_shape(lambda p, s: fobt.quantize(p, s, self.quantizer), params, optimizer_state)
+        quantized = jax.eval_shape(self._quantized, params, optimizer_state)
         bits = 0
         for leaf in jax.tree.leaves(quantized, is_leaf=_is_quantized):
             if _is_quantized(leaf):

@@ -4,7 +4,8 @@
     def sam(hyper: Hyperparameters, quantizer: fobt.Quantizer, *, rho: float) -> Method:
 
 The name of the function is that of the method on the command line and on disk. A function with an argument `quantizer`
-can have any grid; its keyword-only arguments are its options, fields of `experiments.methods.rows.Row`.
+can have any grid; its keyword-only arguments are its options. Those without a default are fields of
+`experiments.methods.rows.Row`; those with one can be set by studies.
 """
 
 import inspect
@@ -27,7 +28,7 @@ class Entry:
         title: Its name in the tables of `experiments.train`; None for methods that it does not have.
         gradients: Gradient evaluations of a step.
         periodic: Whether only every m-th step takes the second gradient.
-        grids: Grids with its levels, where it has a grid of its own.
+        grids: Grids with its levels, where it has a grid of its own or is published for these only.
         bits: The fewest and the most bits, where they are an option.
         tuned: From a label in the comparison of tuned methods to options.
         step_costs: Its name in the tables of step costs.
@@ -51,9 +52,18 @@ class Entry:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The names of its options."""
+        """The names of its options that have no default."""
+        return tuple(option.name for option in self._keyword_only if option.default is option.empty)
+
+    @property
+    def all_options(self) -> tuple[str, ...]:
+        """The names of all its options."""
+        return tuple(option.name for option in self._keyword_only)
+
+    @property
+    def _keyword_only(self) -> tuple[inspect.Parameter, ...]:
         parameters = inspect.signature(self.make).parameters.values()
-        return tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
+        return tuple(parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
 
 
 def register(title: str | None = None, **settings: Any) -> Callable[[Callable[..., Method]], Callable[..., Method]]:

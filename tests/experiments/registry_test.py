@@ -44,7 +44,13 @@ def test_every_method_has_a_place_and_options_that_rows_have():
         if entry.title:
             assert set(entry.options) <= fields, name
         for options in entry.tuned.values():
-            assert set(options) == set(entry.options) - ({"bits"} if entry.bits else set()), name
+            required = set(entry.options) - ({"bits"} if entry.bits else set())
+            assert required <= set(options) <= set(entry.all_options), name
+
+
+def test_options_with_a_default_are_for_studies_alone():
+    assert (METHODS["cage"].options, METHODS["cage"].all_options) == ((), ("strength", "silent"))
+    assert METHODS["optimistic"].options == METHODS["optimistic"].all_options == ("a",)
 
 
 def test_a_grid_is_offered_the_methods_that_have_it():

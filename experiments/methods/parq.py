@@ -1,0 +1,60 @@
+"""PARQ: gradients at weights that go from the latents to their projection in the course of training."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import fobt
+from experiments.methods.method import Hyperparameters, Method
+from experiments.methods.registry import register
+
+
+@register(
+    "PARQ",
+    tuned={
+        "PARQ": {"anneal": "cosine", "share": 0.5},
+        "PARQ, sigmoid": {"anneal": "sigmoid", "share": 0.5},
+        "PARQ, annealed to the end": {"anneal": "cosine", "share": 1.0},
+    },
+)
+def parq(hyper: Hyperparameters, quantizer: fobt.Quantizer, *, anneal: str = "cosine", share: float = 0.5) -> Method:
+    """Adam at `fobt.annealed_params` with loss-aware scales; the inverse slope falls from 1 to 0 in a share of steps.
+
+    After it training is loss-aware quantization. Where the slope still rises at the end of a short training, while the
+    learning rate vanishes, the network does not adapt to its last weights.
+    """
+    assert hyper.steps is not None
+    inverse_slope = ANNEALS[anneal](1.0, max(1, round(share * hyper.steps)))
+
+    def annealed(params: Any, state: Any) -> Any:
+        steps = optax.tree.get(state, "ScaleByAdamState").count
+        return fobt.annealed_params(params, state, quantizer, inverse_slope(steps))
+
+    return Method(hyper.bounded_adam(quantizer), quantizer, lookahead=annealed)
+
+
+def sigmoid_decay_schedule(init_value: float, decay_steps: int, steepness: float = 10.0) -> optax.Schedule:
+    """From `init_value` to 0 along a mirrored sigmoid, as in `ProxPARQ` of torchao; the steepness is its default.
+
+    With f the share of the steps, σ the logistic function and s the steepness the share of `init_value` is
+    (σ(s (1/2 - f)) - σ(-s/2)) / (σ(s/2) - σ(-s/2)).
+
+    Example:
+        >>> schedule = sigmoid_decay_schedule(1.0, 100)
+        >>> [round(float(schedule(step)), 3) for step in (0, 25, 50, 75, 100, 110)]
+        [1.0, 0.93, 0.5, 0.07, 0.0, 0.0]
+    """
+    lowest, highest = (1 / (1 + math.exp(sign * steepness / 2)) for sign in (1, -1))
+
+    def schedule(count: Any) -> jax.Array:
+        falling = jax.nn.sigmoid(steepness * (0.5 - count / decay_steps))
+        # Rounding must not leave the range either.
+        return init_value * jnp.clip((falling - lowest) / (highest - lowest), 0, 1)
+
+    return schedule
+
+
+ANNEALS = {"cosine": optax.cosine_decay_schedule, "sigmoid": sigmoid_decay_schedule}
