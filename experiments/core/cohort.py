@@ -9,11 +9,12 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 import fobt
@@ -30,7 +31,8 @@ TOGETHER = 8
 BLOCK = 10
 REESTIMATION_BATCHES = 50
 
-MakeMethod = Callable[[Hyperparameters], Method]
+MakeMethod: TypeAlias = Callable[[Hyperparameters], Method]
+Advance: TypeAlias = Callable[..., tuple[TrainState, jax.Array]]
 
 
 @jax.tree_util.register_dataclass
@@ -62,6 +64,22 @@ class Member:
     setting: Setting
 
 
+@dataclass(frozen=True)
+class CohortPrograms:
+    """The programs of a training, for a group of models, or for a single one without an axis for it.
+
+    Attributes:
+        init: From settings and seeds to the state before the first step.
+        advance: From settings, data, state and the images of some steps to state and minibatch losses; state is
+            donated.
+        evaluated: From settings and state to the weights that are evaluated.
+    """
+
+    init: Callable[[Setting, jax.Array], TrainState]
+    advance: Advance
+    evaluated: Callable[[Setting, TrainState], Any]
+
+
 class Cohort:
     """Trains models of one network with one method.
 
@@ -72,54 +90,62 @@ class Cohort:
 
     Attributes:
         together: How many models train together.
-        advance: From steps of the training, settings, data, state and the images of some steps, as `orders` gives them,
-            to state and minibatch losses; state is donated.
     """
 
     def __init__(self, job: TrainConfig, dataset: Dataset, make_method: MakeMethod):
-        self._job, self._dataset = job, dataset
-        self._graph = split_model(abstract_network(job))[0]
-        self._loss = LOSSES[job.loss]
+        self._job, self._dataset, self._make_method = job, dataset, make_method
+        graph, loss = split_model(abstract_network(job))[0], LOSSES[job.loss]
+        self._graph, self._loss = graph, loss
 
-        def method(steps: jax.Array, setting: Setting) -> Method:
-            def learning_rate(count: jax.Array) -> jax.Array:
-                return setting.learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(count / steps, 1)))
+        def update_batch_stats(weights: Any, batch_stats: Any, batch: Batch) -> Any:
+            return training_pass(graph, weights, batch_stats, dataset.prepare(batch.images))[1]
 
-            moments = setting.b1, setting.b2
-            return make_method(Hyperparameters(learning_rate, *moments, weight_bounds=job.weight_bounds, steps=steps))
+        self.together = TOGETHER if trains_together(job) else 1
+        self._update_batch_stats = jax.jit(self._over_models(update_batch_stats, (0, 0, None)))
+        self._sums = jax.jit(self._over_models(batch_sums(graph, loss, dataset.prepare), (0, 0, None)))
 
-        def init(steps: jax.Array, setting: Setting, seed: jax.Array) -> TrainState:
-            _, params, batch_stats = split_model(make_network(job, seed))
-            return initial_state(method(steps, setting), params, batch_stats, seed)
+    @functools.cache  # noqa: B019 - as many as trainings have lengths
+    def programs(self, steps: int) -> "CohortPrograms":
+        """The programs of trainings of so many steps; methods may compute with this number in Python."""
 
-        def step(
-            steps: jax.Array, setting: Setting, data: Batch, state: TrainState, indices: jax.Array
-        ) -> tuple[TrainState, jax.Array]:
+        def method(setting: Setting) -> Method:
+            rate, cosine = setting.learning_rate, optax.cosine_decay_schedule(1.0, steps)
+            return self._make_method(
+                Hyperparameters(
+                    lambda count: rate * cosine(count),
+                    setting.b1,
+                    setting.b2,
+                    weight_bounds=self._job.weight_bounds,
+                    steps=steps,
+                )
+            )
+
+        def init(setting: Setting, seed: jax.Array) -> TrainState:
+            _, params, batch_stats = split_model(make_network(self._job, seed))
+            return initial_state(method(setting), params, batch_stats, seed)
+
+        def step(setting: Setting, data: Batch, state: TrainState, indices: jax.Array) -> tuple[TrainState, jax.Array]:
             batch = Batch(data.images[indices], data.labels[indices])
             state, totals = train_step(
-                self._graph, self._loss, dataset, method(steps, setting), None, state, jnp.zeros(2), batch
+                self._graph, self._loss, self._dataset, method(setting), None, state, jnp.zeros(2), batch
             )
             return state, totals[0]
 
-        def evaluated(steps: jax.Array, setting: Setting, state: TrainState) -> Any:
-            return method(steps, setting).evaluated(state.params, state.optimizer)
+        def evaluated(setting: Setting, state: TrainState) -> Any:
+            return method(setting).evaluated(state.params, state.optimizer)
 
-        def update_batch_stats(weights: Any, batch_stats: Any, batch: Batch) -> Any:
-            return training_pass(self._graph, weights, batch_stats, dataset.prepare(batch.images))[1]
-
-        self.together = TOGETHER if trains_together(job) else 1
-        one = self.together == 1
-        # Of a single model without an axis for it, otherwise of a group of models.
-        over: Callable[..., Any] = (lambda function, axes: function) if one else jax.vmap
-        self._init = jax.jit(over(init, (None, 0, 0)))
-        self._evaluated = jax.jit(over(evaluated, (None, 0, 0)))
-        self._update_batch_stats = jax.jit(over(update_batch_stats, (0, 0, None)))
-        self._sums = jax.jit(over(batch_sums(self._graph, self._loss, dataset.prepare), (0, 0, None)))
-        if one:
-            self.advance: Callable[..., Any] = functools.partial(_in_turn, jax.jit(step, donate_argnums=3))
+        step = self._over_models(step, (0, None, 0, 0))
+        if self.together == 1:
+            advance: Advance = functools.partial(_in_turn, jax.jit(step, donate_argnums=2))
         else:
-            over_models = jax.vmap(step, (None, 0, None, 0, 0))
-            self.advance = jax.jit(functools.partial(_scanned, over_models), donate_argnums=3)
+            advance = jax.jit(functools.partial(_scanned, step), donate_argnums=2)
+        return CohortPrograms(
+            jax.jit(self._over_models(init, (0, 0))), advance, jax.jit(self._over_models(evaluated, (0, 0)))
+        )
+
+    def _over_models(self, function: Callable[..., Any], axes: tuple[int | None, ...]) -> Callable[..., Any]:
+        """The function of a group of models, or of a single model without an axis for it."""
+        return function if self.together == 1 else jax.vmap(function, axes)
 
     @functools.cached_property
     def data(self) -> Batch:
@@ -151,7 +177,7 @@ class Cohort:
         """Settings and states before the first step, of a group of models, or of a single one without an axis."""
         settings = self._stack([member.setting for member in members])
         seeds = self._stack([np.uint32(member.seed) for member in members])
-        return settings, self._init(steps, settings, seeds)
+        return settings, self.programs(steps).init(settings, seeds)
 
     def orders(self, members: Sequence[Member], steps: int) -> np.ndarray:
         """Which images each of the first steps takes: (steps, models, batch), or (steps, batch) of a single model."""
@@ -166,11 +192,11 @@ class Cohort:
 
     def _run_group(self, group: Sequence[Member], steps: int) -> list[dict[str, float]]:
         settings, state = self.initial(group, steps)
-        orders, blocks = self.orders(group, steps), []
+        programs, orders, blocks = self.programs(steps), self.orders(group, steps), []
         for start in range(0, steps, BLOCK):
-            state, losses = self.advance(steps, settings, self.data, state, orders[start : start + BLOCK])
+            state, losses = programs.advance(settings, self.data, state, orders[start : start + BLOCK])
             blocks.append(losses)
-        weights, batch_stats = self._evaluated(steps, settings, state), state.batch_stats
+        weights, batch_stats = programs.evaluated(settings, state), state.batch_stats
         if jax.tree.leaves(batch_stats):
             # Training counts epochs from 1, so it never has the batches of this order.
             batches = self._dataset.train.shuffled_batches(self._job.batch_size, 0, 0)
@@ -202,18 +228,18 @@ def trains_together(job: TrainConfig) -> bool:
 
 
 def _scanned(
-    step: Any, steps: jax.Array, settings: Setting, data: Batch, state: TrainState, orders: jax.Array
+    step: Any, settings: Setting, data: Batch, state: TrainState, orders: jax.Array
 ) -> tuple[TrainState, jax.Array]:
     """Steps in one program: state, and losses of shape (steps, models)."""
-    return jax.lax.scan(lambda state, indices: step(steps, settings, data, state, indices), state, orders)
+    return jax.lax.scan(lambda state, indices: step(settings, data, state, indices), state, orders)
 
 
 def _in_turn(
-    step: Any, steps: jax.Array, settings: Setting, data: Batch, state: TrainState, orders: np.ndarray
+    step: Any, settings: Setting, data: Batch, state: TrainState, orders: np.ndarray
 ) -> tuple[TrainState, jax.Array]:
     """One program for each step: state, and losses of shape (steps,)."""
     losses = []
     for indices in orders:
-        state, loss = step(steps, settings, data, state, indices)
+        state, loss = step(settings, data, state, indices)
         losses.append(loss)
     return state, jnp.stack(losses)

@@ -31,7 +31,7 @@ class Hyperparameters:
     b2: Any = 0.999
     mu_dtype: str | None = None
     weight_bounds: tuple[float, float] | None = (-1.0, 1.0)
-    steps: Any = None
+    steps: int | None = None
 
     @property
     def moments(self) -> dict[str, Any]:

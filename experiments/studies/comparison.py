@@ -190,12 +190,12 @@ class Comparison:
         members = [Member(seed, self._setting(label)) for seed in range(cohort.together)]
         steps = self._steps(label)
         settings, state = cohort.initial(members, steps)
-        orders = cohort.orders(members, BLOCK)
+        orders, advance = cohort.orders(members, BLOCK), cohort.programs(steps).advance
 
         def block() -> float:
             nonlocal state
             start = time.perf_counter()
-            state, _ = jax.block_until_ready(cohort.advance(steps, settings, cohort.data, state, orders))
+            state, _ = jax.block_until_ready(advance(settings, cohort.data, state, orders))
             return time.perf_counter() - start
 
         return block
