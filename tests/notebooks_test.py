@@ -38,7 +38,7 @@ def test_there_are_two():
     assert [path.stem for path in NOTEBOOKS] == ["comparison", "quickstart"]
 
 
-ADDRESS = "https://github.com/OWNER/fobt"
+ADDRESS = "https://example.com/fobt"
 COMMANDS = {
     "quickstart": [f'pip install -q "fobt[experiments,export] @ git+{ADDRESS}"'],
     "comparison": [f"git clone -q --depth 1 {ADDRESS} fobt_checkout", 'pip install -q "./fobt_checkout[experiments]"'],
@@ -54,5 +54,8 @@ def test_the_first_cell_installs_what_cannot_be_imported(path: Path, monkeypatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "path", [*sys.path])
     cell = next(cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
-    shell.run_cell(cell.source).raise_error()
+    with pytest.raises(AssertionError, match="set REPOSITORY to the address"):
+        shell.run_cell(cell.source).raise_error()
+    assert commands == []
+    shell.run_cell(cell.source.replace('REPOSITORY = ""', f'REPOSITORY = "{ADDRESS}"')).raise_error()
     assert commands == COMMANDS[path.stem]
