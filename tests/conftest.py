@@ -1,5 +1,6 @@
 """Settings of all tests: 8 virtual CPU devices, an error where ranks are promoted, the same examples in every run."""
 
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -15,6 +16,9 @@ flags = ["--xla_force_host_platform_device_count=8"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
+
+# For the processes that tests start, as `compile_fast` for the tests.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -35,6 +39,13 @@ def compile_fast(request: pytest.FixtureRequest):
     jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("optimized") is None)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+def pytest_collection_finish():
+    """Garbage is not looked for among what was imported, and seldom: a tenth of the time of the tests went there."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]):

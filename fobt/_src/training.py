@@ -10,6 +10,7 @@ import optax
 
 from fobt._src.optimizers.optimistic import quantized_trial_params
 from fobt._src.optimizers.quantized_optimizer import QuantizedOptimizer, looks_ahead
+from fobt._src.trees.curvature import check_second_moment
 from fobt._src.trees.grad_fn import GradFn
 from fobt._src.trees.leaves import TreeQuantizer, check_quantizer, check_same_choices
 from fobt._src.trees.params import quantize, quantized_params
@@ -41,7 +42,8 @@ class Training:
       look_ahead: whether gradients are taken one step ahead.
 
     Raises:
-      ValueError: no quantizer is given or known; at `init`, it chooses other quantizers for the leaves than that of the
+      ValueError: no quantizer is given or known, or the `nu` of the optimizer grows with the gradient and not with its
+        square, as that of `optax.adamax`; at `init`, it chooses other quantizers for the leaves than that of the
         optimizer, or the optimizer keeps no second moment.
 
     Example:
@@ -74,6 +76,7 @@ class Training:
                 "fobt makes with a quantizer know theirs, and a chain around one of them does not."
             )
         check_quantizer(chosen)
+        check_second_moment(optimizer)
         self.quantizer = chosen
         self.optimizer = optax.with_extra_args_support(optimizer)
         self.look_ahead = looks_ahead(optimizer) if look_ahead is None else look_ahead

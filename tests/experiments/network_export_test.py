@@ -26,12 +26,16 @@ def close(got, expected) -> None:
 
 
 def quantize(params, grid: str):
-    """Quantized leaves with the signs of the parameters as codes; projections are tested elsewhere."""
+    """Quantized leaves with rounded parameters as codes, in NumPy; projections are tested elsewhere."""
+    grid_of = QUANTIZERS[grid].grid
+    largest = grid_of.max_code
 
     def leaf(weights):
-        grid_of, granularity = QUANTIZERS[grid].grid, fobt.per_tensor()
-        codes = jnp.sign(weights).astype(jnp.int8)
-        return fobt.Quantized(codes, jnp.std(weights), grid_of, granularity, 1, weights.dtype)
+        weights = np.asarray(weights)
+        rounded = np.clip(np.round(weights / np.std(weights) * largest / 2), -largest, largest)
+        codes = np.where(weights < 0, -1, 1) if grid_of.spacing == "binary" else rounded
+        codes, scale = jnp.asarray(codes.astype(np.int8)), jnp.asarray(np.std(weights))
+        return fobt.Quantized(codes, scale, grid_of, fobt.per_tensor(), 1, weights.dtype)
 
     return jax.tree.map(lambda weights: leaf(weights) if weights.ndim >= 2 else weights, params)
 
@@ -74,11 +78,11 @@ def test_networks_with_folded_normalisation_in_litert(name: str, grid: str):
     model = NETWORKS[name](nnx.Rngs(0), 1.0 if name in ("digits_cnn", "lenet5") else 1 / 32)
     shape = {"digits_cnn": (8, 8, 1), "lenet5": (28, 28, 1), "mlp": (28, 28, 1)}.get(name, (32, 32, 3))
     _, params, batch_stats = split_model(model)
-    folded = fold(model, fobt.quantize(params, None, QUANTIZERS[grid]), batch_stats)
+    folded = fold(model, quantize(params, grid), batch_stats)
     x = normal(1, *shape)
     interpreter = Interpreter(model_content=fobt.export.to_litert(folded, folded.quantized, x))
     interpreter.allocate_tensors()
-    close(interpreter.get_signature_runner()(input=x)["output"], folded(fobt.dequantize(folded.quantized), x))
+    close(interpreter.get_signature_runner()(input=x)["output"], jax.jit(folded)(fobt.dequantize(folded.quantized), x))
     # Every quantized leaf is stored in a few bits.
     leaves = jax.tree.leaves(folded.quantized, is_leaf=lambda leaf: isinstance(leaf, fobt.Quantized))
     stored = [tensor for tensor in interpreter.get_tensor_details() if tensor["quantization_parameters"]["scales"].size]

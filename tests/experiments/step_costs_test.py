@@ -2,13 +2,15 @@
 
 import pytest
 
+import fobt
+from experiments.costs import steps
 from experiments.costs.steps import ADAM_STEP, Timed, branch_ratios, instrument_ratios, step_ratios
 from experiments.models import NETWORKS
 from experiments.models.transformer import Transformer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what Qwix calls
 
-MLP = Timed("mlp", lambda rngs: NETWORKS["mlp"](rngs, 1 / 128), (4, 28, 28, 1))
+MLP = Timed("small_mlp", lambda rngs: NETWORKS["small_mlp"](rngs, 1 / 64), (4, 28, 28, 1))
 TRANSFORMER = Timed("transformer", lambda rngs: Transformer(rngs, 1 / 32, depth=1), (1, 4, 24))
 
 
@@ -28,7 +30,8 @@ def test_every_step_is_timed_in_its_unit():
         assert row["traffic"] > 1
 
 
-def test_instruments_and_branches_are_timed_in_the_step_without():
+def test_instruments_and_branches_are_timed_in_the_step_without(monkeypatch):
+    monkeypatch.setattr(steps, "QUANTIZERS", {"binary": fobt.binary()})
     for measure, suffix in ((instrument_ratios, ", tracked"), (branch_ratios, ", chosen by lax.cond")):
         rows = measure(MLP, rounds=1)
         assert rows

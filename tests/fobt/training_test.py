@@ -115,6 +115,59 @@ def test_what_is_missing_or_contradicts_itself_is_said():
         fobt.Training(optax.sgd(RATE), BINARY).init(params())
 
 
+def matrices(tree):
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
+
+
+def kernels(tree):
+    """By path, so that a leaf without a name belongs to the biases."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "kernel" if "kernel" in str(path) else "bias", tree)
+
+
+LARGEST_MAGNITUDE = {
+    "adamax": optax.adamax(RATE),
+    "adamaxw": optax.adamaxw(RATE),
+    "behind clipping": optax.chain(optax.clip_by_global_norm(0.1), optax.adamax(RATE)),
+    "with a rate in the state": optax.inject_hyperparams(optax.adamax)(RATE),
+    "of matrices": optax.masked(optax.adamax(RATE), matrices),
+    "tracked": fobt.oscillations.track_oscillations(optax.adamax(RATE), BINARY),
+}
+
+
+@pytest.mark.parametrize("name", LARGEST_MAGNITUDE)
+def test_a_largest_magnitude_is_no_second_moment(name: str):
+    with pytest.raises(ValueError, match=r"optimizer must keep the mean of squared.*doubles.*Use optax\.adam, adamw"):
+        fobt.Training(LARGEST_MAGNITUDE[name], BINARY)
+
+
+SECOND_MOMENT = {
+    "adam": optax.adam(RATE),
+    "rmsprop": optax.rmsprop(RATE),
+    "rmsprop from 1": optax.rmsprop(RATE, initial_scale=1.0),
+    "rmsprop, centred": optax.rmsprop(RATE, centered=True),
+    "adabelief": optax.adabelief(RATE),
+    "yogi": optax.yogi(RATE),
+    "amsgrad": optax.amsgrad(RATE),
+    "lamb": optax.lamb(RATE),
+    "behind clipping": optax.chain(optax.clip_by_global_norm(1e-4), optax.adamw(RATE)),
+    "once in two steps": optax.MultiSteps(optax.adam(RATE), 2),
+    "of a name": optax.masked(optax.adam(RATE), {"kernel": True, "bias": False}),
+    "adamax of biases": optax.partition({"kernel": optax.adam(RATE), "bias": optax.adamax(RATE)}, kernels),
+    "adamax of vectors": optax.partition({True: optax.adam(RATE), False: optax.adamax(RATE)}, matrices),
+}
+
+
+@pytest.mark.parametrize("name", SECOND_MOMENT)
+def test_second_moments_and_what_cannot_be_probed_are_taken(name: str):
+    training = fobt.Training(SECOND_MOMENT[name], BINARY)
+    training.init(params())
+
+
+def test_a_training_is_made_within_a_traced_function():
+    with pytest.raises(ValueError, match="optimizer must keep the mean of squared gradients"):
+        jax.eval_shape(lambda: fobt.Training(optax.adamax(RATE), BINARY).init(params()))
+
+
 def test_an_optimizer_that_knows_its_quantizer_is_an_optax_transformation():
     assert isinstance(METHOD, optax.GradientTransformationExtraArgs)
     init, update = METHOD

@@ -15,6 +15,8 @@ from fobt._src.quantizers.quantizer import Quantizer
 
 # Only guards zeros: weights whose gradient has always been zero keep a small curvature.
 _EPS = 1e-8
+# A gradient below what gradients are clipped to, and far above the ε of optimizers.
+_PROBE = 2.0**-10
 
 
 class Divisor(NamedTuple):
@@ -88,6 +90,37 @@ def curvatures(
                 f"{len(candidates)}. Pass the part of the state that belongs to the optimizer you mean."
             )
     return [_evaluate(*candidates[0]) if need else None for candidates, need in zip(found, needed, strict=True)]
+
+
+def check_second_moment(optimizer: optax.GradientTransformation) -> None:
+    """Raises where the `nu` of an optimizer doubles with the gradient, as adamax's largest magnitude does.
+
+    A second moment grows by 4. The states of adamax and adam are of one type, so their steps must tell them apart.
+    Nothing is said of an optimizer that cannot take a step on one matrix and no further arguments, or that divides the
+    leaves among several.
+    """
+    try:
+        with jax.ensure_compile_time_eval():  # also where a training is made within a traced function
+            of_one, of_two = (_moments_after_a_step(optimizer, scale * _PROBE) for scale in (1, 2))
+    except Exception:  # of whatever kind: it is not ours to say what a stranger's optimizer raises
+        return
+    if any(one > 0 and abs(two / one - 2) < 1e-3 for one, two in zip(of_one, of_two, strict=True)):
+        raise ValueError(
+            "optimizer must keep the mean of squared gradients as its second moment `nu`, got one whose `nu` doubles "
+            "with the gradients, as the largest magnitude that optax.adamax and adamaxw keep. Use optax.adam, adamw, "
+            "amsgrad, or fobt.forward_backtrack."
+        )
+
+
+def _moments_after_a_step(optimizer: optax.GradientTransformation, gradient: float) -> list[float]:
+    """Every `nu` that is taken for a second moment, after a first step on a matrix, as quantized leaves mostly are."""
+    params = jnp.zeros((1, 1), jnp.float32)
+    grads = jnp.full_like(params, gradient)
+    _, state = optax.with_extra_args_support(optimizer).update(grads, optimizer.init(params), params)
+    if any(_is_hole(leaf) for leaf in jax.tree.leaves(state, is_leaf=_is_hole)):
+        return []  # rules by path may choose otherwise for leaves that have a name
+    holders = [holder for holder in _holders(state) if type(holder).__name__ not in {*_DIVISORS, *_WITHOUT_DIVISOR}]
+    return [leaf.item() for holder in holders for leaf in jax.tree.leaves(holder.nu)]
 
 
 def _holders(tree: Any) -> Iterator[Any]:

@@ -25,7 +25,8 @@ def quantize(params: optax.Params, state: optax.OptState | None, quantizer: Tree
     Under `jax.jit` this is one fused computation; without, every operation is compiled on its own for each shape.
 
     The state of adamax and adamaxw cannot be told from that of adam, but its `nu` is a largest magnitude, not a square.
-    Do not use them: √v would be the root of what they divide by, and nothing would say so.
+    Do not use them: √v would be the root of what they divide by. `fobt.Training` knows the optimizer and raises; this
+    function says nothing.
 
     Args:
       params: full-precision weights.
