@@ -14,6 +14,7 @@ __all__ = ["packed"]
 if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can be read, and that is all
     from fobt import export, oscillations
     from fobt._src.export.folding import fold_batch_norm
+    from fobt._src.optimizers.annealed import anneal
     from fobt._src.optimizers.forward_backtrack import forward_backtrack
     from fobt._src.optimizers.optimistic import optimistic, quantized_trial_params
     from fobt._src.optimizers.preconditioner import Preconditioner, adam_preconditioner
@@ -36,6 +37,7 @@ if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can
         "Quantizer",
         "Training",
         "adam_preconditioner",
+        "anneal",
         "annealed_params",
         "binary",
         "bound_weights",

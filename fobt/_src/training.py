@@ -9,7 +9,8 @@ import jax
 import optax
 
 from fobt._src.optimizers.optimistic import quantized_trial_params
-from fobt._src.optimizers.quantized_optimizer import QuantizedOptimizer, looks_ahead
+from fobt._src.optimizers.quantized_optimizer import QuantizedOptimizer, gradients_at
+from fobt._src.trees.annealing import annealed_params
 from fobt._src.trees.curvature import check_second_moment
 from fobt._src.trees.grad_fn import GradFn
 from fobt._src.trees.leaves import TreeQuantizer, check_quantizer, check_same_choices
@@ -27,19 +28,20 @@ class Training:
       keeps a second moment;
     - `fobt.Training(fobt.forward_backtrack(1e-2, fobt.binary()))` is the method with two gradients in a step;
     - `fobt.Training(fobt.optimistic(fobt.forward_backtrack(1e-2, fobt.binary())))` is its form with one gradient,
-      taken at the quantized weights one step ahead; with `look_ahead=True` and `optax.adam` it is quantized Nesterov.
+      taken at the quantized weights one step ahead; with `look_ahead=True` and `optax.adam` it is quantized Nesterov;
+    - `fobt.Training(fobt.anneal(optax.adam(1e-2), fobt.binary(), inverse_slope))` trains at weights that harden.
 
     Args:
       optimizer: an Optax transformation.
       quantizer: what is quantized and how. An optimizer that fobt has made with a quantizer knows it; all others, also
         a chain around one of these, need it.
-      look_ahead: whether gradients are taken at the quantized weights one step ahead; by default only with
-        `fobt.optimistic`.
+      look_ahead: whether gradients are taken at the quantized weights one step ahead; by default where the optimizer
+        wants it, as `fobt.optimistic` does.
 
     Attributes:
       optimizer: the Optax transformation.
       quantizer: the quantizer.
-      look_ahead: whether gradients are taken one step ahead.
+      gradients_at: the weights at which gradients are taken: "quantized", "trial" (one step ahead) or "annealed".
 
     Raises:
       ValueError: no quantizer is given or known, or the `nu` of the optimizer grows with the gradient and not with its
@@ -79,7 +81,9 @@ class Training:
         check_second_moment(optimizer)
         self.quantizer = chosen
         self.optimizer = optax.with_extra_args_support(optimizer)
-        self.look_ahead = looks_ahead(optimizer) if look_ahead is None else look_ahead
+        self.gradients_at = gradients_at(optimizer)
+        if look_ahead is not None:
+            self.gradients_at = "trial" if look_ahead else "quantized"
 
     def init(self, params: optax.Params) -> optax.OptState:
         """The state of the optimizer before the first step, for full-precision params."""
@@ -108,19 +112,22 @@ class Training:
 
         Returns:
           A function `(params, state, *args, **kwargs) -> (value, grads, grad_fn)`, as `fobt.value_and_grad` makes it,
-          at the quantized weights or, if `look_ahead`, at those one step ahead; then grad_fn is None.
+          at the quantized weights, or at those of `gradients_at`; then grad_fn is None.
         """
-        if not self.look_ahead:
+        if self.gradients_at == "quantized":
             return value_and_grad(loss_fn, self.quantizer, has_aux)
         loss_value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
 
-        def value_and_grad_ahead(
+        def value_and_grad_elsewhere(
             params: optax.Params, state: optax.OptState, *args: Any, **kwargs: Any
         ) -> tuple[Any, optax.Updates, None]:
-            weights = quantized_trial_params(params, state, self.quantizer, self.optimizer)
+            if self.gradients_at == "trial":
+                weights = quantized_trial_params(params, state, self.quantizer, self.optimizer)
+            else:
+                weights = annealed_params(params, state, self.quantizer)
             return *loss_value_and_grad(weights, *args, **kwargs), None
 
-        return value_and_grad_ahead
+        return value_and_grad_elsewhere
 
     def update(
         self,

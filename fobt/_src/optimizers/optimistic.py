@@ -122,7 +122,7 @@ def optimistic(optimizer: optax.GradientTransformationExtraArgs) -> optax.Gradie
         return steps, OptimisticState(inner, optax.tree.cast_like(trial_grads, state.trial_grads))
 
     quantizer = optimizer.quantizer if isinstance(optimizer, QuantizedOptimizer) else None
-    return QuantizedOptimizer(init, update, quantizer, looks_ahead=True)
+    return QuantizedOptimizer(init, update, quantizer, gradients_at="trial")
 
 
 def quantized_trial_params(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import optax
 
 from fobt._src.trees.leaves import TreeQuantizer
+
+# The projection of the latents, that of the latents one step ahead, or weights between latents and projection.
+GradientPoint: TypeAlias = Literal["quantized", "trial", "annealed"]
 
 
 class QuantizedOptimizer(optax.GradientTransformationExtraArgs):
@@ -14,21 +17,21 @@ class QuantizedOptimizer(optax.GradientTransformationExtraArgs):
 
     Attributes:
       quantizer: what is quantized and how; None where that is not known as a quantizer.
-      looks_ahead: whether its gradients are those at the quantized weights one step ahead.
+      gradients_at: the weights at which its gradients are taken.
     """
 
     quantizer: TreeQuantizer | None
-    looks_ahead: bool
+    gradients_at: GradientPoint
 
     def __new__(
-        cls, init: Any, update: Any, quantizer: TreeQuantizer | None, *, looks_ahead: bool = False
+        cls, init: Any, update: Any, quantizer: TreeQuantizer | None, *, gradients_at: GradientPoint = "quantized"
     ) -> QuantizedOptimizer:
         """Makes one of its two functions."""
         self = super().__new__(cls, init, update)
-        self.quantizer, self.looks_ahead = quantizer, looks_ahead
+        self.quantizer, self.gradients_at = quantizer, gradients_at
         return self
 
 
-def looks_ahead(optimizer: optax.GradientTransformation) -> bool:
-    """Whether the gradients of an optimizer are known to be those one step ahead."""
-    return isinstance(optimizer, QuantizedOptimizer) and optimizer.looks_ahead
+def gradients_at(optimizer: optax.GradientTransformation) -> GradientPoint:
+    """The weights at which an optimizer is known to want its gradients; of any other, the quantized ones."""
+    return optimizer.gradients_at if isinstance(optimizer, QuantizedOptimizer) else "quantized"

@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 from fobt._src.base.checks import check_no_holes, check_number, check_same_leaves
-from fobt._src.optimizers.quantized_optimizer import QuantizedOptimizer, looks_ahead
+from fobt._src.optimizers.quantized_optimizer import QuantizedOptimizer, gradients_at
 from fobt._src.oscillations.code_changes import CodeChanges, no_changes, record
 from fobt._src.quantizers.grid import Grid
 from fobt._src.quantizers.quantized import Quantized
@@ -130,7 +130,7 @@ def freeze_oscillations(
     if not callable(threshold):
         check_number("threshold", threshold, "at least 0, or a schedule", lambda value: value >= 0)
     check_number("decay", decay, "in [0, 1)", lambda value: 0 <= value < 1)
-    gradients_ahead = looks_ahead(optimizer)
+    point = gradients_at(optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init(params: optax.Params) -> FreezeOscillationsState:
@@ -195,7 +195,7 @@ def freeze_oscillations(
             frozen_codes=jax.tree.unflatten(structure, frozen_codes),
         )
 
-    return QuantizedOptimizer(init, update, quantizer, looks_ahead=gradients_ahead)
+    return QuantizedOptimizer(init, update, quantizer, gradients_at=point)
 
 
 def is_frozen(state: optax.OptState) -> Any:

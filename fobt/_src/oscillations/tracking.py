@@ -14,7 +14,7 @@ import optax
 from fobt._src.base.checks import check_number
 from fobt._src.base.flax_serialization import FlaxSerializable
 from fobt._src.base.tree_paths import leaf_paths
-from fobt._src.optimizers.quantized_optimizer import QuantizedOptimizer, looks_ahead
+from fobt._src.optimizers.quantized_optimizer import QuantizedOptimizer, gradients_at
 from fobt._src.optimizers.trial import watch_trial
 from fobt._src.oscillations.comparison import Comparison, compare, unknown
 from fobt._src.oscillations.followed import Followed, follow, start, strides
@@ -138,7 +138,7 @@ def track_oscillations(
     if sample is not None:
         check_number("sample", sample, "an integer of at least 1, or None", lambda n: n >= 1 and n % 1 == 0)
     check_number("decay", decay, "in [0, 1)", lambda d: 0 <= d < 1)
-    gradients_ahead = looks_ahead(optimizer)
+    point = gradients_at(optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def take(leaf: Any) -> jax.Array:
@@ -217,7 +217,7 @@ def track_oscillations(
         return new_updates, OscillationState(inner, leaves)
 
     known = quantizer if isinstance(quantizer, TreeQuantizer) else None
-    return QuantizedOptimizer(init, update, known, looks_ahead=gradients_ahead)
+    return QuantizedOptimizer(init, update, known, gradients_at=point)
 
 
 def _leaf_codes(

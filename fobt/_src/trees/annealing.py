@@ -18,7 +18,10 @@ from fobt._src.trees.params import leaves_of_quantized, quantize
 
 
 def annealed_params(
-    params: optax.Params, state: optax.OptState | None, quantizer: TreeQuantizer, inverse_slope: ArrayLike
+    params: optax.Params,
+    state: optax.OptState | None,
+    quantizer: TreeQuantizer,
+    inverse_slope: ArrayLike | None = None,
 ) -> optax.Params:
     r"""The weights of the forward pass in piecewise-affine regularized quantization (PARQ).
 
@@ -40,13 +43,14 @@ def annealed_params(
       params: full-precision weights.
       state: as for `fobt.quantize`; the scales are those of its projection, so None gives scales without curvature.
       quantizer: what is quantized and how.
-      inverse_slope: ρ in [0, 1], a scalar; a traced value beyond these counts as the nearer one.
+      inverse_slope: ρ in [0, 1], a scalar; a traced value beyond these counts as the nearer one. By default that of
+        `state`, which then is one of `fobt.anneal`.
 
     Returns:
       A tree with the structure, shapes and dtypes of `params`.
 
     Raises:
-      ValueError: `inverse_slope` is not in [0, 1], or as for `fobt.quantize`.
+      ValueError: `inverse_slope` is not in [0, 1], or is not given and not in `state`, or as for `fobt.quantize`.
 
     Example:
       >>> import fobt, jax, optax
@@ -69,6 +73,8 @@ def annealed_params(
       Jin, Ma, Liu, Gromov, Defazio, Xiao, PARQ: Piecewise-Affine Regularized Quantization, ICML 2025,
       arXiv:2503.15748.
     """
+    if inverse_slope is None:
+        inverse_slope = _inverse_slope(state)
     check_number("inverse_slope", inverse_slope, "in [0, 1]", lambda value: 0 <= value <= 1)
     leaves, structure = jax.tree.flatten(params)
     projections = leaves_of_quantized(quantize(params, state, quantizer))
@@ -79,6 +85,17 @@ def annealed_params(
         )
     ]
     return jax.tree.unflatten(structure, annealed)
+
+
+def _inverse_slope(state: optax.OptState | None) -> jax.Array:
+    for path, value in optax.tree_utils.tree_get_all_with_path(state, "inverse_slope"):
+        # A parameter may have this name; the field of a state is no key of a dictionary.
+        if not isinstance(path[-1], jax.tree_util.DictKey):
+            return value
+    raise ValueError(
+        "inverse_slope must be given where state is none of fobt.anneal, got a state of type "
+        f"{type(state).__name__}: fobt.annealed_params(params, state, quantizer, inverse_slope)."
+    )
 
 
 def _anneal(weights: ArrayLike, projection: Quantized, quantizer: Quantizer, inverse_slope: ArrayLike) -> jax.Array:
