@@ -15,25 +15,40 @@ from experiments.methods.registry import register
 @register(
     "PARQ",
     tuned={
-        "PARQ": {"anneal": "cosine", "share": 0.5},
-        "PARQ, sigmoid": {"anneal": "sigmoid", "share": 0.5},
-        "PARQ, annealed to the end": {"anneal": "cosine", "share": 1.0},
+        "PARQ": {},
+        "PARQ, cosine over half": {"anneal": "cosine", "share": 0.5},
+        "PARQ, sigmoid to the end": {"anneal": "sigmoid", "share": 1.0},
+        "PARQ, curvature 1": {"weighted": False},
     },
 )
-def parq(hyper: Hyperparameters, quantizer: fobt.Quantizer, *, anneal: str = "cosine", share: float = 0.5) -> Method:
-    """Adam at `fobt.annealed_params` with loss-aware scales; the inverse slope falls from 1 to 0 in a share of steps.
+def parq(
+    hyper: Hyperparameters,
+    quantizer: fobt.Quantizer,
+    *,
+    anneal: str = "linear",
+    share: float = 0.8,
+    weighted: bool = True,
+) -> Method:
+    """Adam with `fobt.anneal`, whose inverse slope falls from 1 to 0 in a share of the steps.
 
     After it training is loss-aware quantization. Where the slope still rises at the end of a short training, while the
-    learning rate vanishes, the network does not adapt to its last weights.
+    learning rate vanishes, the network does not adapt to its last weights. The publication's scales ignore the
+    curvature, as those with `weighted=False` do.
     """
     assert hyper.steps is not None
     inverse_slope = ANNEALS[anneal](1.0, max(1, round(share * hyper.steps)))
 
     def annealed(params: Any, state: Any) -> Any:
-        steps = optax.tree.get(state, "ScaleByAdamState").count
-        return fobt.annealed_params(params, state, quantizer, inverse_slope(steps))
+        slope = optax.tree.get(state, "inverse_slope")
+        return fobt.annealed_params(params, state if weighted else None, quantizer, slope)
 
-    return Method(hyper.bounded_adam(quantizer), quantizer, lookahead=annealed)
+    optimizer = fobt.anneal(hyper.bounded_adam(quantizer), quantizer, inverse_slope)
+    return Method(optimizer, quantizer, weighted=weighted, lookahead=annealed)
+
+
+def linear_decay_schedule(init_value: float, decay_steps: int) -> optax.Schedule:
+    """From `init_value` to 0 along a line."""
+    return optax.linear_schedule(init_value, 0.0, decay_steps)
 
 
 def sigmoid_decay_schedule(init_value: float, decay_steps: int, steepness: float = 10.0) -> optax.Schedule:
@@ -57,4 +72,8 @@ def sigmoid_decay_schedule(init_value: float, decay_steps: int, steepness: float
     return schedule
 
 
-ANNEALS = {"cosine": optax.cosine_decay_schedule, "sigmoid": sigmoid_decay_schedule}
+ANNEALS = {
+    "linear": linear_decay_schedule,
+    "cosine": optax.cosine_decay_schedule,
+    "sigmoid": sigmoid_decay_schedule,
+}

@@ -137,6 +137,7 @@ class Comparison:
             if "equal_time" not in self._records[label]:
                 self._records[label]["equal_time"] = self._train_for_equal_time(label, cohort)
                 self._write()
+        self._write()
         self._console.out((self._config.output / "comparison.md").read_text(encoding="utf-8"), highlight=False)
 
     def _cohort(self, label: str) -> Cohort:
