@@ -16,8 +16,8 @@ from experiments.methods.registry import register
 def lotion(hyper: Hyperparameters, quantizer: fobt.Quantizer, *, strength: float = 1e3) -> Method:
     """Adam on the `smoothed` loss: gradients at the latents, and evaluation at the loss-aware projection.
 
-    The networks here have batch normalisation, whose running averages then belong to the latents: evaluation needs them
-    re-estimated (`--reestimate-batch-stats`).
+    The networks here have batch normalisation, whose running averages then belong to the latents;
+    `--reestimate-batch-stats` takes them at the weights that are evaluated.
     """
     adam = hyper.bounded_adam(quantizer)
     optimizer = smoothed(adam, quantizer, hyper.b2, strength)
