@@ -26,9 +26,10 @@ COMMAND = "tuning"
 EXPLANATION = """\
 {job}, {epochs} epochs, {grid} weights, {gradients:,} gradient evaluations, cosine schedule, latent weights in [-1, 1]:
 losses and accuracies at the quantized weights after the last step, mean ± standard deviation over {seeds} seeds. Δ:
-relative difference in train loss to LAQ and to the quantized Nesterov form, negative where the row is better, with the
-95 % percentile bootstrap interval. Learning rate, b1 and b2 have the lowest validation loss, mean over the seeds
-{tuning_seeds}. Rows with two gradients per step (SAM, two LAQ steps, forward-backtrack) take half as many steps.
+relative difference in train loss to LAQ and to the quantized Nesterov form, negative where the row is better: geometric
+mean of the ratios, with the 95 % interval of Student's t of their logarithms. Learning rate, b1 and b2 have the lowest
+validation loss, mean over the seeds {tuning_seeds}. Rows with two gradients per step (SAM, two LAQ steps,
+forward-backtrack) take half as many steps.
 """
 # Settings that rows of one folder must share.
 SHARED = ("job", "grid", "epochs", "learning_rates", "b1", "b2", "tuning_seeds", "seeds", "limit")
