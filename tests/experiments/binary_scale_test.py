@@ -55,7 +55,7 @@ def scaled(weights: Any, factor: float) -> Any:
 
 
 def measures(loss: Callable, weights: Any, factor: float) -> tuple[float, float, float]:
-    """What a factor on the weights does: ratio of losses, cosine and ratio of norms of the gradients to these weights."""
+    """What a factor on the weights does: ratio of losses, and cosine and ratio of norms of the gradients."""
     evaluate = jax.jit(jax.value_and_grad(loss))
     (before, grads), (after, scaled_grads) = evaluate(weights), evaluate(scaled(weights, factor))
     g, h = (
