@@ -109,9 +109,10 @@ class TrainConfig:
     """Dtype in which the first moment of Adam is stored, by default that of the parameters, float32."""
     limit: int | None = None
     """Use only so many images of each part of the data set."""
-    reestimate_batch_stats: int = 0
+    reestimate_batch_stats: int = 50
     """Before every evaluation replace the running averages of batch normalisation by averages over so many training
-    batches, at the evaluated weights; 0 keeps the running averages."""
+    batches, the same ones every time, at the evaluated weights; 0 keeps the running averages, with which the training
+    loss moves by factors while the weights stand still."""
     quick: bool = False
     """Shrink the job to seconds, to see whether it works: 2 epochs, 1 seed, 512 images, networks of 1/8 width."""
     checkpoint_seconds: float = 60.0

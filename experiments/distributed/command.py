@@ -90,6 +90,7 @@ class DistributedConfig:
             seeds=(self.seed,),
             width=self.width,
             limit=self.limit,
+            reestimate_batch_stats=0,  # its evaluation has the running averages
             output=self.output,
         )
 

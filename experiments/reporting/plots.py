@@ -1,4 +1,4 @@
-"""The plot of a report: training loss, validation error and code flips against gradient evaluations."""
+"""The plot of a report: minibatch loss, validation error and code flips against gradient evaluations."""
 
 import statistics
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from experiments.reporting.results import Job, Run
 
 PANELS = {
-    "train_loss": "training loss",
+    "minibatch_loss": "minibatch loss, mean of an epoch",
     "validation_error": "validation error %",
     "flip_share": "share of weights that flip per step",
 }

@@ -4,10 +4,11 @@ For each job there is a table at equal epochs and one at equal gradient evaluati
 """
 
 import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import tyro
 from rich.console import Console
@@ -17,21 +18,33 @@ from experiments.methods.rows import Row
 from experiments.reporting import paper
 from experiments.reporting.plots import plot_jobs
 from experiments.reporting.results import Job, Run, read_job, write_rows
-from experiments.reporting.statistics import as_record, mean_and_deviation, paired_difference
+from experiments.reporting.statistics import (
+    Estimate,
+    as_record,
+    mean_and_deviation,
+    paired_difference,
+    relative_difference,
+)
 from experiments.reporting.tables import Columns, interval, markdown, spread
 
 COMMAND = "report"
+Values: TypeAlias = Callable[[Row], dict[int, float]]  # by seed
+Difference: TypeAlias = Callable[[Mapping[int, float], Mapping[int, float]], Estimate | None]
 EXPLANATION = """\
-Mean ± standard deviation over seeds. Test accuracy is read once, at the epoch with the best validation accuracy. Train
-loss is taken after the last epoch over the first 10,000 training images; both at the quantized weights, with running
-batch statistics where nothing else is said. Gradients: gradient evaluations of one run; two-stage steps and the two
-controls (two LAQ steps, SAM) take two per minibatch. Δ: paired difference to the LAQ row with the same grid, mean over
-common seeds, with the 95 % percentile bootstrap interval, which is too narrow where seeds are few. Bits/weight: scales
-included. Seconds: of training steps, on a machine with other work. Paper: one figure without spread, {source}.
+Mean ± standard deviation over seeds. Test accuracy is read once, at the epoch with the best validation accuracy and at
+the quantized weights, with running batch statistics where nothing else is said. Minibatch loss: mean over the steps of
+the last epoch, at the weights where each step takes its first gradient and with the batch statistics of its minibatch.
+Train loss: after the last epoch, at the quantized weights, over the first 10,000 training images; only where batch
+statistics were estimated anew at these weights, because with running averages it moves by factors while the weights
+stand still. Gradients: gradient evaluations of one run; two-stage steps and the two controls (two LAQ steps, SAM) take
+two per minibatch. Δ: paired difference to the LAQ row with the same grid, mean over common seeds, for losses relative:
+geometric mean of the ratios. In brackets its 95 % interval of Student's t, of log ratios for losses; below five seeds
+there is none. Bits/weight: scales included. Seconds: of training steps, on a machine with other work. Paper: one figure
+without spread, {source}.
 """
 EQUAL_GRADIENTS = """\
-At the number of gradient evaluations that LAQ took in all: best validation accuracy until then, and train loss at the
-last epoch until then. A row whose training is not over by then is cut off on its learning-rate schedule; rows with
+At the number of gradient evaluations that LAQ took in all: best validation accuracy until then, and losses of the last
+epoch until then. A row whose training is not over by then is cut off on its learning-rate schedule; rows with
 the schedule compressed finish it, and have a test accuracy.
 """
 
@@ -78,9 +91,9 @@ def write_report(folders: Sequence[Path], output: Path, console: Console) -> Non
         content.append({"job": job.settings, **records})
         text.append(f"## {describe(job)}\n")
         if records["equal_epochs"]:
-            text.append(markdown(EQUAL_EPOCHS_COLUMNS, records["equal_epochs"]))
+            text.append(_table(EQUAL_EPOCHS_COLUMNS, records["equal_epochs"]))
         if records["equal_gradients"]:
-            text += [EQUAL_GRADIENTS, markdown(EQUAL_GRADIENTS_COLUMNS, records["equal_gradients"])]
+            text += [EQUAL_GRADIENTS, _table(EQUAL_GRADIENTS_COLUMNS, records["equal_gradients"])]
     text.append(EXPLANATION.format(source=paper.SOURCE))
     (output / "report.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (output / "report.md").write_text("\n".join(text), encoding="utf-8")
@@ -110,20 +123,22 @@ def equal_epochs(job: Job) -> list[dict[str, Any]]:
         finished = [run for run in runs if run.result is not None]
         if not finished or row.equal_gradients:
             continue
-        reference = row.reference(job.runs)
-        accuracy, loss = (_percent(job.results(row, "test_accuracy")), job.results(row, "train_loss"))
         records.append(
             {
                 "label": row.label,
                 "seeds": len(finished),
-                "test_accuracy": mean_and_deviation(accuracy),
                 "paper": job.paper_accuracy(row),
-                "test_accuracy_to_laq": _difference(job, row, reference, "test_accuracy", 100),
-                "train_loss": mean_and_deviation(loss),
-                "train_loss_to_laq": _difference(job, row, reference, "train_loss", 1),
                 **{key: _mean(job.results(row, key)) for key in ("gradient_evaluations", "bits_per_weight", "seconds")},
             }
         )
+        measures: dict[str, tuple[Values, Difference]] = {
+            "test_accuracy": (lambda row: _percent(job.results(row, "test_accuracy")), paired_difference)
+        }
+        for key in _losses(job):
+            losses = job.results if key == "train_loss" else job.last_epoch
+            measures[key] = (functools.partial(losses, key=key), relative_difference)
+        for key, (values, difference) in measures.items():
+            records[-1] |= _measured(key, values, difference, row, row.reference(job.runs))
     return records
 
 
@@ -134,28 +149,24 @@ def equal_gradients(job: Job) -> list[dict[str, Any]]:
         return []
     budget = min(run.metrics[-1]["gradient_evaluations"] for run in laq)
     at_budget = {row: _cut_off(runs, budget) for row, runs in job.runs.items()}
+
+    def values(row: Row, key: str) -> dict[int, float]:
+        return {seed: record[key] for seed, record in at_budget[row].items()}
+
     records = []
     for row, by_seed in at_budget.items():
         reference = row.reference(job.runs)
         if not by_seed or (reference is None and row.method != "laq") or row.method == "full_precision":
             continue
-
-        def values(key: str, of: Row = row) -> dict[int, float]:
-            return {seed: record[key] for seed, record in at_budget[of].items()}
-
-        record = {
+        record: dict[str, Any] = {
             "label": row.label,
             "seeds": len(by_seed),
-            "gradient_evaluations": _mean(values("gradient_evaluations")),
-            "validation_accuracy": mean_and_deviation(values("validation_accuracy")),
-            "train_loss": mean_and_deviation(values("train_loss")),
+            "gradient_evaluations": _mean(values(row, "gradient_evaluations")),
             "test_accuracy": None,
-            "validation_accuracy_to_laq": None,
-            "train_loss_to_laq": None,
         }
-        if reference is not None:
-            for key in ("validation_accuracy", "train_loss"):
-                record[f"{key}_to_laq"] = as_record(paired_difference(values(key), values(key, reference)))
+        differences = {"validation_accuracy": paired_difference} | dict.fromkeys(_losses(job), relative_difference)
+        for key, difference in differences.items():
+            record |= _measured(key, functools.partial(values, key=key), difference, row, reference)
         if all(run.result is not None and run.metrics[-1]["gradient_evaluations"] <= budget for run in job.runs[row]):
             record["test_accuracy"] = mean_and_deviation(_percent(job.results(row, "test_accuracy")))
         records.append(record)
@@ -174,11 +185,22 @@ def _cut_off(runs: list[Run], budget: int) -> dict[int, dict[str, float]]:
     return records
 
 
-def _difference(job: Job, row: Row, reference: Row | None, key: str, factor: float) -> dict[str, Any] | None:
-    if reference is None:
-        return None
-    values, others = ({s: factor * v for s, v in job.results(of, key).items()} for of in (row, reference))
-    return as_record(paired_difference(values, others))
+def _losses(job: Job) -> tuple[str, ...]:
+    """The losses that say something: the train loss does where batch statistics are those of the evaluated weights."""
+    return ("minibatch_loss", "train_loss") if job.settings["reestimate_batch_stats"] else ("minibatch_loss",)
+
+
+def _measured(key: str, values: Values, difference: Difference, row: Row, reference: Row | None) -> dict[str, Any]:
+    """A measure of a row, and how it differs from that of LAQ."""
+    of_row = values(row)
+    to_laq = None if reference is None else as_record(difference(of_row, values(reference)))
+    return {key: mean_and_deviation(of_row), f"{key}_to_laq": to_laq}
+
+
+def _table(columns: Columns, records: list[dict[str, Any]]) -> str:
+    """The table of the columns that have a value somewhere."""
+    filled = {key for record in records for key, value in record.items() if value is not None}
+    return markdown({key: column for key, column in columns.items() if key in filled}, records)
 
 
 def _mean(values: dict[int, float]) -> float:
@@ -195,8 +217,10 @@ EQUAL_EPOCHS_COLUMNS: Columns = {
     "test_accuracy": ("test accuracy %", spread(".2f")),
     "paper": ("paper %", "{:.2f}".format),
     "test_accuracy_to_laq": ("Δ to LAQ", interval(".2f")),
+    "minibatch_loss": ("minibatch loss", spread(".2g")),
+    "minibatch_loss_to_laq": ("Δ to LAQ, %", interval(".0f", factor=100)),
     "train_loss": ("train loss", spread(".2g")),
-    "train_loss_to_laq": ("Δ to LAQ", interval(".2g")),
+    "train_loss_to_laq": ("Δ of train loss, %", interval(".0f", factor=100)),
     "gradient_evaluations": ("gradients", "{:,.0f}".format),
     "bits_per_weight": ("bits/weight", "{:.3f}".format),
     "seconds": ("seconds", "{:.0f}".format),
@@ -207,7 +231,9 @@ EQUAL_GRADIENTS_COLUMNS: Columns = {
     "gradient_evaluations": ("gradients", "{:,.0f}".format),
     "validation_accuracy": ("validation accuracy %", spread(".2f")),
     "validation_accuracy_to_laq": ("Δ to LAQ", interval(".2f")),
+    "minibatch_loss": ("minibatch loss", spread(".2g")),
+    "minibatch_loss_to_laq": ("Δ to LAQ, %", interval(".0f", factor=100)),
     "train_loss": ("train loss", spread(".2g")),
-    "train_loss_to_laq": ("Δ to LAQ", interval(".2g")),
+    "train_loss_to_laq": ("Δ of train loss, %", interval(".0f", factor=100)),
     "test_accuracy": ("test accuracy %", spread(".2f")),
 }

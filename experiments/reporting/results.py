@@ -56,6 +56,10 @@ class Job:
         """A number of the results of the finished runs of a row, by seed."""
         return {run.seed: run.result[key] for run in self.runs.get(row, []) if run.result is not None}
 
+    def last_epoch(self, row: Row, key: str) -> dict[int, float]:
+        """A number of the last epoch of the finished runs of a row, by seed."""
+        return {run.seed: run.metrics[-1][key] for run in self.runs.get(row, []) if run.result is not None}
+
 
 def read_job(path: Path) -> Job:
     """Reads a job folder.

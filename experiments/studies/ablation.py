@@ -1,7 +1,7 @@
 """The grid of the paper's appendix, (m, a): `python -m experiments ablation [options]`.
 
 For each period m and backtracking coefficient a it trains the method, and beside it LAQ, which is a = 1, and writes a
-table and a heat map of validation accuracy and training loss. It is resumable: finished runs are kept.
+table and a heat map of validation accuracy and minibatch loss. It is resumable: finished runs are kept.
 """
 
 import dataclasses
@@ -26,8 +26,11 @@ from experiments.train import run_job
 
 MEASURES = {
     "validation_accuracy": ("validation accuracy %", 100.0, "{:.2f}"),
-    "train_loss": ("train loss", 1.0, "{:.4f}"),
+    "minibatch_loss": ("minibatch loss", 1.0, "{:.4f}"),
 }
+EXPLANATION = """\
+Mean and standard deviation over seeds: validation accuracy at the best epoch, minibatch loss over the last epoch.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,7 @@ def write_grid(folder: Path, console: Console) -> None:
         "gradients": ("gradients", "{:,}".format),
     }
     table = markdown(columns, records)
-    (folder / "ablation.md").write_text(table, encoding="utf-8")
+    (folder / "ablation.md").write_text(f"{table}\n{EXPLANATION}", encoding="utf-8")
     (folder / "ablation.json").write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
     _plot(records, folder / "ablation.png", job)
     console.out(table, highlight=False)
@@ -114,8 +117,12 @@ def _record(job: Job, row: Row) -> dict[str, Any]:
         "paper": job.paper_accuracy(row),
         "gradients": results[0]["gradient_evaluations"],
     }
+    measured = {
+        "validation_accuracy": job.results(row, "validation_accuracy"),
+        "minibatch_loss": job.last_epoch(row, "minibatch_loss"),
+    }
     for key, (_, factor, _) in MEASURES.items():
-        values = [factor * result[key] for result in results]
+        values = [factor * value for value in measured[key].values()]
         record[key] = statistics.fmean(values)
         record[f"{key}_deviation"] = standard_deviation(values)
     return record

@@ -86,6 +86,7 @@ class PostTrainingConfig:
             epochs=self.epochs,
             seeds=self.seeds,
             quick=self.quick,
+            reestimate_batch_stats=0,  # quantized weights are evaluated with the running averages too
             output=self.training or self.output / "training",
         ).effective()
 

@@ -52,12 +52,12 @@ COMPARISONS = (
     ("half_to_laq", "method, equal gradients, to LAQ", "half", "laq"),
 )
 EXPLANATION = """\
-{job}, {seeds} seeds, a = {a:g}, every step two-stage. LAQ: train loss after the last epoch at the quantized weights,
-mean ± standard deviation. The comparisons are relative differences of that loss, negative where the first has the
-lower loss: mean over seeds with the 95 % percentile bootstrap interval, which is too narrow with few seeds. SAM, two
-LAQ steps and the method take two gradients per minibatch, LAQ one; *equal gradients* is the method with half of LAQ's
-epochs and its schedule compressed. The last column is the difference in validation accuracy, in percent, at the best
-epoch. The settings are those of the job, tuned for no method.
+{job}, {seeds} seeds, a = {a:g}, every step two-stage. LAQ: minibatch loss over the steps of the last epoch, mean ±
+standard deviation over seeds. The comparisons are relative differences of that loss, negative where the first has the
+lower loss: geometric mean of the ratios over seeds, in brackets the 95 % interval of Student's t of their logarithms;
+below five seeds there is none. SAM, two LAQ steps and the method take two gradients per minibatch, LAQ one; *equal
+gradients* is the method with half of LAQ's epochs and its schedule compressed. The last column is the difference in
+validation accuracy, in percent, at the best epoch. The settings are those of the job, tuned for no method.
 """
 
 
@@ -114,7 +114,7 @@ def train(config: RegimesConfig, regime: str, console: Console) -> dict[str, Any
 
 def compare(job: Job, rows: dict[str, Row]) -> dict[str, Any]:
     """The comparisons of one regime."""
-    losses = {name: job.results(row, "train_loss") for name, row in rows.items()}
+    losses = {name: job.last_epoch(row, "minibatch_loss") for name, row in rows.items()}
     record: dict[str, Any] = {"laq": mean_and_deviation(losses["laq"])}
     for key, _, first, second in COMPARISONS:
         record[key] = as_record(relative_difference(losses[first], losses[second]))
@@ -128,7 +128,7 @@ def compare(job: Job, rows: dict[str, Row]) -> dict[str, Any]:
 
 def write(config: RegimesConfig, records: list[dict[str, Any]], console: Console) -> None:
     """Writes the table, the records and the plot."""
-    columns: Columns = {"regime": ("train loss", str), "laq": ("LAQ", spread(".2g"))}
+    columns: Columns = {"regime": ("minibatch loss", str), "laq": ("LAQ", spread(".2g"))}
     for key, heading, _, _ in COMPARISONS:
         columns = {**columns, key: (f"{heading}, %", interval(".0f", factor=100))}
     columns = {**columns, "accuracy_to_two_steps": ("accuracy: method to two LAQ steps", interval(".2f"))}
@@ -141,7 +141,7 @@ def write(config: RegimesConfig, records: list[dict[str, Any]], console: Console
 
 
 def plot(config: RegimesConfig, records: list[dict[str, Any]]) -> None:
-    """Relative differences in training loss: a line for each regime, a panel for each control of the method."""
+    """Relative differences in minibatch loss: a line for each regime, a panel for each control of the method."""
     shown = [comparison for comparison in COMPARISONS if comparison[0] in ("method_to_two_steps", "half_to_laq")]
     figure = Figure(figsize=(11, 1.2 + 0.35 * len(records)), layout="constrained")
     panels = figure.subplots(1, len(shown), sharey=True)
@@ -152,7 +152,7 @@ def plot(config: RegimesConfig, records: list[dict[str, Any]]) -> None:
                 axes.plot([100 * low, 100 * high], [place, place], color="C0")
             axes.plot(100 * mean, place, "o", color="C0")
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set(title=heading, xlabel="relative difference in train loss, %")
+        axes.set(title=heading, xlabel="relative difference in minibatch loss, %")
         axes.set_yticks(range(len(records)), [record["regime"] for record in records])
         axes.grid(axis="x", alpha=0.3)
     panels[0].invert_yaxis()
