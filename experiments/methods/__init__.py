@@ -4,6 +4,7 @@
 # isort: off
 from experiments.methods import baselines as baselines
 from experiments.methods import loss_aware as loss_aware
+from experiments.methods import variants as variants
 from experiments.methods import remedies as remedies
 from experiments.methods import given_scale as given_scale
 from experiments.methods import quest as quest
