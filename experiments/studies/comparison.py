@@ -1,7 +1,7 @@
 """Every method with its own settings, at equal gradients and at equal time: `python -m experiments comparison`.
 
-For every row learning rate, b1 and b2 are searched with the same budget on validation data and with seeds of their own.
-The comparison is paired over seeds. It is resumable: finished rows are kept.
+For every row learning rate, b1 and b2 are searched with the same budget and with seeds of their own. The comparison is
+paired over seeds. It is resumable: finished rows are kept.
 """
 
 import dataclasses
@@ -33,20 +33,20 @@ BITS = {"binary": 1, "ternary": 2}
 EXPLANATION = """\
 {job}, width {width:g}, {images:,} training images, batch size {batch_size}, {grid} weights, {seeds} paired seeds.
 Every row takes {gradients:,} gradient evaluations; rows with two per step take half as many steps. The learning rate
-falls to 0 along half a cosine. Learning rate, b1 and b2 have the lowest validation loss of a search of up to 24
-settings, mean over the seeds {tuning_seeds}; * marks a value at the end of the range tried. Train loss: over the
-training images after the last step, at the weights that would be shipped, with batch statistics re-estimated at them;
-minibatch loss: mean over the steps of the last epoch, at the weights of the forward pass. Means ± standard deviations
-over seeds. Δ: relative to LAQ, 95 % t interval of paired differences, in logarithms for losses. Equal time: trained
-once more for as many steps as fit into the time of LAQ's training, by the times of steps taken in turn in one
-process.
+falls to 0 along half a cosine. Learning rate, b1 and b2 come from a search of up to 24 settings with the seeds
+{tuning_seeds}: losses are those at the setting with the lowest training loss, accuracies those at the setting with
+the lowest validation loss. * marks a value at the end of the range tried. Train loss: over the training images after
+the last step, at the weights that would be shipped, with batch statistics re-estimated at them; minibatch loss: mean
+over the steps of the last epoch, at the weights of the forward pass. Means ± standard deviations over seeds. Δ:
+paired difference to LAQ with its 95 % t interval, for losses of log ratios. Equal time: trained once more for as many
+steps as fit into the time of LAQ's training, by the times of steps taken in turn in one process.
 """
 SHARED = ("job", "grid", "width", "epochs", "limit", "tuning_seeds", "seeds")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComparisonConfig:
-    """Tune every method on validation data, then compare them at equal gradients and at equal time."""
+    """Tune every method, then compare them at equal gradients and at equal time."""
 
     job: Literal["digits_mlp", "digits", "mnist_small_mlp", "mnist_plain_mlp", "mnist_lenet5", "cifar10_vgg"] = (
         "digits_mlp"
@@ -152,22 +152,32 @@ class Comparison:
         return _whole_blocks(self._gradients / self._rows[label][0].gradients)
 
     def _tune_and_train(self, label: str, cohort: Cohort) -> dict[str, Any]:
-        """The best setting of a row, and what its models reached with it."""
+        """The best settings of a row for the two things that are compared, and what its models reached with them."""
         seeds, steps = self._config.tuning_seeds, self._steps(label)
+        validation: dict[Setting, float] = {}
 
         def score(settings: Sequence[Setting]) -> list[float]:
-            members = [Member(seed, setting) for setting in settings for seed in seeds]
-            losses = [record["validation_loss"] for record in cohort.run(members, steps)]
-            return [statistics.fmean(losses[i : i + len(seeds)]) for i in range(0, len(losses), len(seeds))]
+            records = cohort.run([Member(seed, setting) for setting in settings for seed in seeds], steps)
+            train, validated = (
+                [statistics.fmean(losses[i : i + len(seeds)]) for i in range(0, len(losses), len(seeds))]
+                for losses in ([record[key] for record in records] for key in ("train_loss", "validation_loss"))
+            )
+            validation.update(zip(settings, validated, strict=True))
+            return train
 
         scores = search(score)
-        setting = best(scores)
+        fitted, validated = best(scores), best(validation)
+        by_seed = self._train(cohort, fitted, steps)
         return {
-            **vars(setting),
+            "setting": vars(fitted),
             "edges": on_an_edge(scores),
             "steps": steps,
-            "by_seed": self._train(cohort, setting, steps),
-            "searched": [[*vars(tried).values(), value] for tried, value in scores.items()],
+            "by_seed": by_seed,
+            "validated": {
+                "setting": vars(validated),
+                "by_seed": by_seed if validated == fitted else self._train(cohort, validated, steps),
+            },
+            "searched": [[*vars(tried).values(), loss, validation[tried]] for tried, loss in scores.items()],
         }
 
     def _train(self, cohort: Cohort, setting: Setting, steps: int) -> dict[str, Any]:
@@ -211,8 +221,7 @@ class Comparison:
         return {"steps": steps, "by_seed": self._train(cohort, self._setting(label), steps)}
 
     def _setting(self, label: str) -> Setting:
-        record = self._records[label]
-        return Setting(record["learning_rate"], record["b1"], record["b2"])
+        return Setting(**self._records[label]["setting"])
 
     def _write(self) -> None:
         """Writes the table and the records so far."""
@@ -235,17 +244,19 @@ class Comparison:
 
     def _summarise(self, record: dict[str, Any]) -> None:
         """Means over seeds, and differences to the reference."""
-        record["setting"] = ", ".join(
-            f"{record[name]:g}" + ("*" if name in record["edges"] else "") for name in ("learning_rate", "b1", "b2")
-        )
-        for key in ("minibatch_loss", "train_loss", "test_accuracy"):
+        for of, edges in ((record, record["edges"]), (record["validated"], [])):
+            marked = (f"{value:g}" + ("*" if name in edges else "") for name, value in of["setting"].items())
+            of["described"] = ", ".join(marked)
+        record["accuracy_setting"] = record["validated"]["described"]
+        record["test_accuracy"] = mean_and_deviation(by_seed(record["validated"], "test_accuracy"))
+        for key in ("minibatch_loss", "train_loss"):
             record[key] = mean_and_deviation(by_seed(record, key))
         reference = self._records.get(REFERENCE)
         if reference is None or record["label"] == REFERENCE:
             return
         for key in ("minibatch_loss", "train_loss"):
             record[f"{key}_to_laq"] = as_record(relative_difference(by_seed(record, key), by_seed(reference, key)))
-        accuracies = by_seed(record, "test_accuracy"), by_seed(reference, "test_accuracy")
+        accuracies = (by_seed(of["validated"], "test_accuracy") for of in (record, reference))
         record["test_accuracy_to_laq"] = as_record(paired_difference(*accuracies))
         if "step_seconds" in record and "step_seconds" in reference:
             record["relative_step"] = record["step_seconds"] / reference["step_seconds"]
@@ -265,12 +276,13 @@ def by_seed(record: Mapping[str, Any], key: str) -> dict[int, float]:
 
 COLUMNS: Columns = {
     "label": ("equal gradients", str),
-    "setting": ("learning rate, b1, b2", str),
+    "described": ("rate, b1, b2 for loss", str),
     "minibatch_loss": ("minibatch loss", spread(".2g")),
     "train_loss": ("train loss", spread(".2g")),
     "train_loss_to_laq": ("Δ to LAQ, %", interval(".0f", factor=100)),
     "relative_step": ("time of a step", "{:.2f}".format),
     "equal_time_to_laq": ("Δ at equal time, %", interval(".0f", factor=100)),
+    "accuracy_setting": ("for accuracy", str),
     "test_accuracy": ("test accuracy %", spread(".2f")),
     "test_accuracy_to_laq": ("Δ to LAQ", interval(".2f")),
 }

@@ -12,7 +12,7 @@ Score: TypeAlias = Callable[[Sequence[Setting]], Sequence[float]]
 
 RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 B1 = (0.0, 0.3, 0.6, 0.9, 0.97)
-B2 = (0.5, 0.8, 0.95, 0.995, 0.9995)
+B2 = (0.2, 0.5, 0.8, 0.95, 0.995)
 
 
 def search(score: Score) -> dict[Setting, float]:
@@ -35,7 +35,7 @@ def search(score: Score) -> dict[Setting, float]:
         scores.update(zip(new, values, strict=True))
         return best(scores)
 
-    centre = try_all([Setting(rate, b1=0.9, b2=0.95) for rate in RATES])
+    centre = try_all([Setting(rate, b1=0.9, b2=0.8) for rate in RATES])
     moments = itertools.product(B1[1:4], B2[1:4])
     centre = try_all([dataclasses.replace(centre, b1=b1, b2=b2) for b1, b2 in moments])
     try_all(_neighbours(centre))

@@ -33,8 +33,9 @@ def test_every_row_is_tuned_and_compared(tmp_path: Path, capsys: pytest.CaptureF
     comparison.main([*options, "--rows", "LAQ"])
     (laq,) = json.loads((tmp_path / "comparison.json").read_text())["rows"]
     assert laq["equal_time"] is None
-    best = min(laq["searched"], key=lambda setting: setting[3])
-    assert [laq[key] for key in ("learning_rate", "b1", "b2")] == best[:3]
+    for record, loss in ((laq, 3), (laq["validated"], 4)):
+        best = min(laq["searched"], key=lambda setting, loss=loss: setting[loss])
+        assert list(record["setting"].values()) == best[:3]
 
     comparison.main([*options, "--rows", "LAQ", "two LAQ steps"])
     first, two_steps = json.loads((tmp_path / "comparison.json").read_text())["rows"]
