@@ -42,7 +42,7 @@ def compile_fast(request: pytest.FixtureRequest):
 
 
 def pytest_collection_finish():
-    """Garbage is not looked for among what was imported, and seldom: a tenth of the time of the tests went there."""
+    """Garbage is not looked for among what was imported, and seldom: 6 to 10 % of the time went there."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
