@@ -14,10 +14,8 @@ import fobt
 from experiments.methods.method import Hyperparameters, Method
 from experiments.methods.registry import register
 
-DECAYS = (0.9, 0.99)
 
-
-@register("LAQ, average evaluated", tuned={f"LAQ, average evaluated, {d:g}": {"decay": d} for d in DECAYS})
+@register("LAQ, average evaluated", tuned={"LAQ, average evaluated": {"decay": 0.9}})
 def average_evaluated(hyper: Hyperparameters, quantizer: fobt.Quantizer, *, decay: float = 0.99) -> Method:
     """Loss-aware quantization, of which the projection of the averaged latents is evaluated.
 
@@ -32,7 +30,7 @@ def average_evaluated(hyper: Hyperparameters, quantizer: fobt.Quantizer, *, deca
     )
 
 
-@register("LAQ, average trained", tuned={f"LAQ, average trained, {d:g}": {"decay": d} for d in DECAYS})
+@register("LAQ, average trained", tuned={"LAQ, average trained": {"decay": 0.9}})
 def average_trained(hyper: Hyperparameters, quantizer: fobt.Quantizer, *, decay: float = 0.9) -> Method:
     """Loss-aware quantization whose gradients are taken at the projection of the averaged latents, too."""
 

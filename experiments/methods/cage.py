@@ -11,7 +11,7 @@ from experiments.methods.method import Hyperparameters, Method
 from experiments.methods.registry import register
 
 
-@register("CAGE", tuned={f"CAGE, λ = {strength:g}": {"strength": strength} for strength in (1.0, 10.0)})
+@register("CAGE", tuned={"CAGE": {"strength": 1.0}})
 def cage(hyper: Hyperparameters, quantizer: fobt.Quantizer, *, strength: float = 10.0, silent: float = 0.8) -> Method:
     """Adam at the loss-aware projection, `corrected` towards it, with `strength` λ after a `silent` share of the steps.
 

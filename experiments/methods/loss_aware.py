@@ -13,7 +13,7 @@ def laq(hyper: Hyperparameters, quantizer: fobt.Quantizer) -> Method:
     return Method(hyper.bounded_adam(quantizer), quantizer)
 
 
-@register(tuned={"Adam, straight-through, curvature 1": {}})
+@register(tuned={"curvature 1": {}})
 def curvature_one(hyper: Hyperparameters, quantizer: fobt.Quantizer) -> Method:
     """Adam at the projection that curvature does not weight."""
     return Method(hyper.bounded_adam(quantizer), quantizer, weighted=False)

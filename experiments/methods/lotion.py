@@ -12,7 +12,7 @@ from experiments.methods.method import Hyperparameters, Method
 from experiments.methods.registry import register
 
 
-@register("LOTION", tuned={f"LOTION, λ = {strength:g}": {"strength": strength} for strength in (1e2, 1e3)})
+@register("LOTION", tuned={"LOTION": {"strength": 1e3}})
 def lotion(hyper: Hyperparameters, quantizer: fobt.Quantizer, *, strength: float = 1e3) -> Method:
     """Adam on the `smoothed` loss: gradients at the latents, and evaluation at the loss-aware projection.
 

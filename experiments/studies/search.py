@@ -35,7 +35,7 @@ def search(score: Score) -> dict[Setting, float]:
         scores.update(zip(new, values, strict=True))
         return best(scores)
 
-    centre = try_all([Setting(rate, b1=0.9, b2=0.8) for rate in RATES])
+    centre = try_all([Setting(rate, b1=0.6, b2=0.8) for rate in RATES])
     moments = itertools.product(B1[1:4], B2[1:4])
     centre = try_all([dataclasses.replace(centre, b1=b1, b2=b2) for b1, b2 in moments])
     try_all(_neighbours(centre))
