@@ -1,8 +1,8 @@
 """Many models of one method trained at once: every seed and setting of a comparison, with one compiled program.
 
 Models without convolutions train together: several steps are one `lax.scan` over `vmap` of a step, with the data on the
-device. On CPU a convolution in a scan, or with a kernel for each model, takes several times as long as by
-itself, so there networks with convolutions train one after the other; the results are the same but for rounding.
+device. On CPU a convolution in a scan, or with a kernel for each model, takes several times as long as by itself, so there
+networks with convolutions train one after the other; the results are the same but for rounding.
 """
 
 import functools
@@ -90,6 +90,7 @@ class Cohort:
 
     Attributes:
         together: How many models train together.
+        programs: From the number of steps of a training to its programs.
     """
 
     def __init__(self, job: TrainConfig, dataset: Dataset, make_method: MakeMethod):
@@ -103,10 +104,10 @@ class Cohort:
         self.together = TOGETHER if trains_together(job) else 1
         self._update_batch_stats = jax.jit(self._over_models(update_batch_stats, (0, 0, None)))
         self._sums = jax.jit(self._over_models(batch_sums(graph, loss, dataset.prepare), (0, 0, None)))
+        self.programs = functools.cache(self._make_programs)
 
-    @functools.cache  # noqa: B019 - as many as trainings have lengths
-    def programs(self, steps: int) -> "CohortPrograms":
-        """The programs of trainings of so many steps; methods may compute with this number in Python."""
+    def _make_programs(self, steps: int) -> CohortPrograms:
+        """The programs of trainings of so many steps, of which methods may be made in Python."""
 
         def method(setting: Setting) -> Method:
             rate, cosine = setting.learning_rate, optax.cosine_decay_schedule(1.0, steps)

@@ -132,6 +132,7 @@ class Comparison:
         if any("step_seconds" not in self._records[label] for label in self._rows):
             for label, seconds in self._step_seconds(cohorts).items():
                 self._records[label]["step_seconds"] = seconds
+                self._records[label].pop("equal_time", None)  # that of earlier times
             self._write()
         for label, cohort in cohorts.items():
             if "equal_time" not in self._records[label]:
