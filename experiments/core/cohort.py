@@ -1,8 +1,8 @@
 """Many models of one method trained at once: every seed and setting of a comparison, with one compiled program.
 
 Models without convolutions train together: several steps are one `lax.scan` over `vmap` of a step, with the data on the
-device. On CPU a convolution in a scan, or with a kernel for each model, takes several times as long as by itself, so there
-networks with convolutions train one after the other; the results are the same but for rounding.
+device. On CPU a convolution in a scan, or with a kernel for each model, takes several times as long as by itself, so
+networks with convolutions train one after the other there; the results are the same but for rounding.
 """
 
 import functools
