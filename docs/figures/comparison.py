@@ -10,12 +10,12 @@ from typing import Any
 
 from drawing import FOLDER, MUTED, new_figure, save
 from matplotlib.axes import Axes
-from matplotlib.ticker import ScalarFormatter
 
 RESULTS = FOLDER.parents[1] / "experiments" / "results" / "comparison"
 NETWORKS = {
     "digits_mlp": ("digits, MLP", "C0", "o"),
-    "digits": ("digits, CNN", "C1", "s"),
+    "digits": ("digits, CNN, 10 epochs", "C1", "s"),
+    "digits_long": ("digits, CNN, 40 epochs", "C5", "P"),
     "mnist_small_mlp": ("MNIST, MLP", "C2", "^"),
     "mnist_lenet5": ("MNIST, LeNet5", "C3", "D"),
     "mnist_plain_mlp": ("MNIST, MLP without normalisation", "C4", "v"),
@@ -24,7 +24,7 @@ REFERENCE = "LAQ"
 
 
 def read(grid: str) -> dict[str, list[dict[str, Any]]]:
-    """The rows of the networks that have a result, by job."""
+    """The rows of the networks that have a result, by the name of their folder."""
     paths = {job: RESULTS / f"{job}-{grid}" / "comparison.json" for job in NETWORKS}
     return {job: json.loads(path.read_text(encoding="utf-8"))["rows"] for job, path in paths.items() if path.exists()}
 
@@ -45,7 +45,8 @@ def draw(ax: Axes, grid: str) -> None:
     ax.axvline(1, color=MUTED, linewidth=1)
     ax.set(xscale="log", title=f"{grid} weights", xlabel="training loss / that of LAQ, equal gradients")
     ax.set_xlim(0.1, 20)
-    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.set_xticks([0.1, 0.3, 1, 3, 10], ["0.1", "0.3", "1", "3", "10"])
+    ax.minorticks_off()
     ax.set_yticks(range(len(labels)), labels, fontsize=8)
     ax.invert_yaxis()
     ax.grid(axis="y", linewidth=0.3)
