@@ -101,6 +101,17 @@ class Training:
         """The same weights as codes and scales, as `fobt.quantize` gives them."""
         return quantize(params, state, self.quantizer)
 
+    def gradient_weights(self, params: optax.Params, state: optax.OptState) -> optax.Params:
+        """The weights at which gradients are taken: those of `weights`, or others, as `gradients_at` says.
+
+        `value_and_grad` takes care of them; they are for those who take gradients in a way of their own.
+        """
+        if self.gradients_at == "trial":
+            return quantized_trial_params(params, state, self.quantizer, self.optimizer)
+        if self.gradients_at == "annealed":
+            return annealed_params(params, state, self.quantizer)
+        return self.weights(params, state)
+
     def value_and_grad(
         self, loss_fn: Callable[..., Any], has_aux: bool = False
     ) -> Callable[..., tuple[Any, optax.Updates, GradFn | None]]:
@@ -121,11 +132,7 @@ class Training:
         def value_and_grad_elsewhere(
             params: optax.Params, state: optax.OptState, *args: Any, **kwargs: Any
         ) -> tuple[Any, optax.Updates, None]:
-            if self.gradients_at == "trial":
-                weights = quantized_trial_params(params, state, self.quantizer, self.optimizer)
-            else:
-                weights = annealed_params(params, state, self.quantizer)
-            return *loss_value_and_grad(weights, *args, **kwargs), None
+            return *loss_value_and_grad(self.gradient_weights(params, state), *args, **kwargs), None
 
         return value_and_grad_elsewhere
 

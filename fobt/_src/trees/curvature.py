@@ -58,7 +58,7 @@ def curvatures(
     # An optimizer that sees only a part of the params (`masked`, `partition`) has holes for the others.
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
     found: list[list[tuple[Divisor, list[Any]]]] = [[] for _ in needed]
-    without_divisor = []
+    without_divisor, misfits = [], []
     for holder in _holders(state):
         name = type(holder).__name__
         if name in _WITHOUT_DIVISOR:
@@ -67,6 +67,7 @@ def curvatures(
         divisor = _DIVISORS.get(name, _SECOND_MOMENT)
         fields = [jax.tree.leaves(getattr(holder, field), is_leaf=_is_hole) for field in divisor.fields]
         if any(len(leaves) != len(shapes) for leaves in fields):
+            misfits.append(_misfit(params, getattr(holder, divisor.fields[0])))
             continue
         rows = list(zip(*fields, strict=True))
         if all(_is_hole(x) or jnp.shape(x) == shape for row, shape in zip(rows, shapes, strict=True) for x in row):
@@ -81,8 +82,8 @@ def curvatures(
         if need and not candidates:
             raise ValueError(
                 f"state must hold a second moment `nu` that fits the quantized leaf {path!r}, found none."
-                f"{''.join(without_divisor)} Optimizers such as optax.adam, rmsprop and fobt.forward_backtrack keep "
-                "one; pass state=None for curvature 1."
+                f"{''.join(without_divisor + misfits)} Optimizers such as optax.adam, rmsprop and "
+                "fobt.forward_backtrack keep one; pass state=None for curvature 1."
             )
         if need and len(candidates) > 1:
             raise ValueError(
@@ -135,6 +136,14 @@ def _holders(tree: Any) -> Iterator[Any]:
         for node in jax.tree.leaves(tree, is_leaf=lambda node: node is not tree and is_holder(node)):
             if node is not tree and is_holder(node):
                 yield from _holders(node)
+
+
+def _misfit(params: optax.Params, moment: Any) -> str:
+    """What to say of a second moment of other leaves than the params have."""
+    paths, others = leaf_paths(params), leaf_paths(moment, is_leaf=_is_hole)
+    named = [path for path in paths if path not in others] or [path for path in others if path not in paths]
+    lacks = "has none for" if any(path not in others for path in paths) else "also has"
+    return f" A `nu` of {len(others)} leaves, where params have {len(paths)}, {lacks} {named[:3]}."
 
 
 def _evaluate(divisor: Divisor, leaves: Sequence[Any]) -> jax.Array:
