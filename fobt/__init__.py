@@ -1,8 +1,8 @@
 """Training weights of 1 to 4 bits in JAX: loss-aware quantization and one step forward and backtrack, for Optax.
 
 Names that a training loop needs are here. `fobt.oscillations` sees zig-zagging and remedies it, `fobt.packed` keeps
-weights in few bits, in memory and in files, `fobt.export` writes models for ONNX and LiteRT, and `fobt.nnx` fits into
-the training loops of Flax.
+weights in few bits, in memory and in files, `fobt.export` writes models for ONNX and LiteRT, and `fobt.nnx`
+and `fobt.linen` fit into the training loops of Flax.
 """
 
 import importlib
@@ -69,7 +69,7 @@ if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can
 
 def __getattr__(name: str) -> Any:
     """The modules for Flax, imported when they are used, as Flax may be missing."""
-    if name != "nnx":
+    if name not in ("linen", "nnx"):
         raise AttributeError(f"module 'fobt' has no attribute {name!r}")
     try:
         return importlib.import_module(f"fobt.{name}")

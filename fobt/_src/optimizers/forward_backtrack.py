@@ -152,8 +152,8 @@ def forward_backtrack(
             raise ValueError(
                 f"grad_fn must be a function from quantized weights to gradients, got {type(grad_fn).__name__}. Call "
                 "update(grads, state, params, grad_fn=grad_fn) with what fobt.value_and_grad makes: "
-                "loss, grads, grad_fn = fobt.value_and_grad(loss_fn, quantizer)(params, state, ...); in a loop of Flax "
-                "NNX, fobt.nnx passes it on."
+                "loss, grads, grad_fn = fobt.value_and_grad(loss_fn, quantizer)(params, state, ...); in a loop of "
+                "Flax, fobt.nnx and fobt.linen pass it on."
             )
         check_no_holes(params)
         check_same_leaves("grads", updates, "params", params)

@@ -193,7 +193,7 @@ def test_what_users_write_instead():
     plain = nnx.Optimizer(model, METHOD, wrt=nnx.Param)
     with pytest.raises(ValueError, match=r"optimizer must be a fobt\.nnx\.Optimizer, got Optimizer"):
         fobt.nnx.value_and_grad(loss_fn)(model, plain, X, Y)
-    with pytest.raises(ValueError, match=r"grad_fn must be .*in a loop of Flax NNX, fobt\.nnx passes it on"):
+    with pytest.raises(ValueError, match=r"grad_fn must be .*in a loop of Flax, fobt\.nnx and fobt\.linen pass it on"):
         plain.update(model, grads)
     with pytest.raises(ValueError, match="quantizer must be given"):
         fobt.nnx.Optimizer(model, optax.adam(0.05), wrt=nnx.Param)
