@@ -78,6 +78,8 @@ class Training:
                 "fobt makes with a quantizer know theirs, and a chain around one of them does not."
             )
         check_quantizer(chosen)
+        if isinstance(optimizer, optax.MultiSteps):  # for Optax it is no transformation, and would lose the grad_fn
+            optimizer = optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
         check_second_moment(optimizer)
         self.quantizer = chosen
         self.optimizer = optax.with_extra_args_support(optimizer)

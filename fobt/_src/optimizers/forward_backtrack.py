@@ -118,6 +118,12 @@ def forward_backtrack(
     check_quantizer(quantizer)
     check_number("a", a, "in (0, 1]", lambda x: 0 < x <= 1)
     if not callable(every):
+        if getattr(every, "dtype", None) == np.bool_:
+            raise ValueError(
+                "every must be an integer of at least 1 or a predicate of the step count, got a bool. Where "
+                "optax.inject_hyperparams has called the predicate as a schedule, name it: static_args=('quantizer', "
+                "'every')."
+            )
         check_number("every", every, "an integer of at least 1 or a predicate of the step count", _is_period)
     if weight_bounds is not None:
         check_bounds(weight_bounds)
