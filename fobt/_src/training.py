@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import optax
 
+from fobt._src.base.checks import check_arrays
 from fobt._src.optimizers.optimistic import quantized_trial_params
 from fobt._src.optimizers.quantized_optimizer import QuantizedOptimizer, gradients_at
 from fobt._src.trees.annealing import annealed_params
@@ -89,6 +90,7 @@ class Training:
 
     def init(self, params: optax.Params) -> optax.OptState:
         """The state of the optimizer before the first step, for full-precision params."""
+        check_arrays(params)
         if self._known is not None:
             check_same_choices("the optimizer", self._known, "Training", self.quantizer, params)
         state = self.optimizer.init(params)
