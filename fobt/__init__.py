@@ -29,11 +29,13 @@ if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can
     from fobt._src.training import Training
     from fobt._src.trees.annealing import annealed_params
     from fobt._src.trees.bounds import bound_weights
+    from fobt._src.trees.curvature import Curvature
     from fobt._src.trees.leaves import full_precision, per_leaf
     from fobt._src.trees.params import dequantize, quantize, quantized_params
     from fobt._src.trees.value_and_grad import value_and_grad
 
     __all__ += [
+        "Curvature",
         "LapqResult",
         "Preconditioner",
         "Quantized",

@@ -10,7 +10,7 @@ from flax import struct
 from flax.training import train_state
 
 from fobt._src.adapters.gradients import Gradients, checked_gradients
-from fobt._src.training import Training
+from fobt._src.training import CurvatureChoice, Training
 from fobt._src.trees.leaves import TreeQuantizer
 
 
@@ -54,6 +54,8 @@ class TrainState(train_state.TrainState):
         params: optax.Params,
         tx: optax.GradientTransformation,
         quantizer: TreeQuantizer | None = None,
+        curvature: CurvatureChoice = "state",
+        look_ahead: bool | None = None,
         **fields: Any,
     ) -> TrainState:
         """The state before the first step.
@@ -63,12 +65,14 @@ class TrainState(train_state.TrainState):
           params: the latents.
           tx: an Optax transformation, as for `fobt.Training`.
           quantizer: what is quantized and how, as for `fobt.Training`.
+          curvature: as for `fobt.Training`.
+          look_ahead: as for `fobt.Training`.
           **fields: those that a class of one's own adds.
 
         Raises:
           ValueError: as `fobt.Training` and its `init`.
         """
-        training = Training(tx, quantizer)
+        training = Training(tx, quantizer, curvature=curvature, look_ahead=look_ahead)
         return cls(
             step=0,
             apply_fn=apply_fn,

@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 
 from fobt._src.adapters.gradients import Gradients, checked_gradients
-from fobt._src.training import Training
+from fobt._src.training import CurvatureChoice, Training
 from fobt._src.trees.grad_fn import QuantizedGradFn
 from fobt._src.trees.leaves import TreeQuantizer
 
@@ -29,6 +29,8 @@ class Optimizer(nnx.Optimizer):
       quantizer: what is quantized and how, as for `fobt.Training`; paths of leaves are those of
         `nnx.state(model, wrt)`, such as "first/kernel".
       wrt: which variables are trained, a filter of Flax.
+      curvature: as for `fobt.Training`.
+      look_ahead: as for `fobt.Training`.
 
     Attributes:
       training: the `fobt.Training` of `tx` and `quantizer`.
@@ -64,8 +66,10 @@ class Optimizer(nnx.Optimizer):
         quantizer: TreeQuantizer | None = None,
         *,
         wrt: Any = nnx.Param,
+        curvature: CurvatureChoice = "state",
+        look_ahead: bool | None = None,
     ):
-        self.training = Training(tx, quantizer)
+        self.training = Training(tx, quantizer, curvature=curvature, look_ahead=look_ahead)
         jax.eval_shape(self.training.init, _arrays(model, wrt))  # what is wrong is said now
         super().__init__(model, self.training.optimizer, wrt=wrt)
 

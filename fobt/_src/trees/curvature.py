@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fobt._src.base.checks import check_same_leaves
 from fobt._src.base.tree_paths import leaf_paths
 from fobt._src.quantizers.quantizer import Quantizer
 
@@ -17,6 +18,25 @@ from fobt._src.quantizers.quantizer import Quantizer
 _EPS = 1e-8
 # A gradient below what gradients are clipped to, and far above the ε of optimizers.
 _PROBE = 2.0**-10
+
+
+class Curvature(NamedTuple):
+    """A curvature of one's own, in the place of the optimizer state from which the curvature is read otherwise.
+
+    Attributes:
+      tree: C for each leaf of the params, in its structure and shapes, with values as for `Quantizer`; what stands for
+        leaves that are not quantized does not matter.
+
+    Example:
+      >>> import fobt
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.array([[1.0, -3.0]])}
+      >>> curvature = fobt.Curvature({"kernel": jnp.array([[3.0, 1.0]])})
+      >>> fobt.quantized_params(params, curvature, fobt.binary())
+      {'kernel': Array([[ 1.5, -1.5]], dtype=float32)}
+    """
+
+    tree: Any
 
 
 class Divisor(NamedTuple):
@@ -36,6 +56,8 @@ class Divisor(NamedTuple):
 _SECOND_MOMENT = Divisor(("nu",), jnp.sqrt)
 _DIVISORS = {
     "ScaleByAmsgradState": Divisor(("nu_max",), jnp.sqrt),
+    "ScaleByRssState": Divisor(("sum_of_squares",), jnp.sqrt),
+    "ScaleByAdanState": Divisor(("n",), jnp.sqrt),
     "ScaleByRStdDevState": Divisor(("nu", "mu"), lambda nu, mu: jnp.sqrt(jnp.maximum(nu - jnp.square(mu), 0))),
     "SophiaState": Divisor(("nu",), lambda hessian: jnp.maximum(hessian, 0)),
 }
@@ -55,6 +77,9 @@ def curvatures(
     needed = [quantizer is not None for quantizer in quantizers]
     if state is None or not any(needed):
         return [None] * len(needed)
+    if isinstance(state, Curvature):
+        check_same_leaves("curvature", state.tree, "params", params)
+        return [leaf if need else None for leaf, need in zip(jax.tree.leaves(state.tree), needed, strict=True)]
     # An optimizer that sees only a part of the params (`masked`, `partition`) has holes for the others.
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
     found: list[list[tuple[Divisor, list[Any]]]] = [[] for _ in needed]
@@ -83,7 +108,9 @@ def curvatures(
             raise ValueError(
                 f"state must hold a second moment `nu` that fits the quantized leaf {path!r}, found none."
                 f"{''.join(without_divisor + misfits)} Optimizers such as optax.adam, rmsprop and "
-                "fobt.forward_backtrack keep one; pass state=None for curvature 1."
+                "fobt.forward_backtrack keep one. Of other optimizers, say what the curvature is: "
+                "fobt.Training(optimizer, quantizer, curvature='ones'), or a function of the state; or give "
+                "fobt.Curvature(tree), or None for curvature 1, as the state."
             )
         if need and len(candidates) > 1:
             raise ValueError(
@@ -125,10 +152,10 @@ def _moments_after_a_step(optimizer: optax.GradientTransformation, gradient: flo
 
 
 def _holders(tree: Any) -> Iterator[Any]:
-    """The states in a tree that have a field `nu` or are known to hold no divisor, also those within others."""
+    """The states in a tree that hold a divisor or are known to hold none, also those within others."""
 
     def is_holder(node: Any) -> bool:
-        return hasattr(node, "nu") or type(node).__name__ in _WITHOUT_DIVISOR
+        return hasattr(node, "nu") or type(node).__name__ in {*_DIVISORS, *_WITHOUT_DIVISOR}
 
     if is_holder(tree):
         yield tree
