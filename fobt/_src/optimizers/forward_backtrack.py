@@ -72,7 +72,7 @@ def forward_backtrack(
         m ≥ 2 costs 1 + 1/m gradients a step. The paper's period counts epochs: for that, pass `two_stage`.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
-      eps: ε ≥ 0, added to the root of the second moment; float16 params need 1e-7 or more, as less is 0 there.
+      eps: ε ≥ 0, added to the root of the second moment.
       mu_dtype: dtype in which the first moment is stored, as in `fobt.adam_preconditioner`; None is that of params.
       weight_bounds: (low, high) to which the latents of quantized leaves are clipped, w* and w; the code of LAQ has
         (-1, 1).
@@ -82,8 +82,9 @@ def forward_backtrack(
         `mu_dtype`, which are then to be left out.
 
     Returns:
-      A transformation whose state is that of `optax.scale_by_adam`: `count`, `mu`, `nu`. As it evaluates `grad_fn` on
-      the whole tree, it goes outside of `optax.masked` and `optax.partition`; choose leaves with `fobt.per_leaf`.
+      A transformation whose state is that of `optax.scale_by_adam`: `count`, `mu`, and `nu` in float32 or wider. As it
+      evaluates `grad_fn` on the whole tree, it goes outside of `optax.masked` and `optax.partition`; choose leaves with
+      `fobt.per_leaf`.
 
     Raises:
       ValueError: an argument is out of range, or one of Adam's is given together with a preconditioner; at `init` or
@@ -175,10 +176,11 @@ def forward_backtrack(
 
         def step(direction: optax.Updates, curvature: optax.Updates) -> optax.Updates:
             """The update -η m̂ ⊘ C, cut where it would leave the weight bounds."""
-            steps = jax.tree.map(lambda m, c: jnp.asarray(-eta, m.dtype) * (m / c), direction, curvature)
-            if weight_bounds is not None:
-                steps = clip_updates(steps, params, weight_bounds, quantizers)
-            return optax.tree.cast_like(steps, params)
+            steps = jax.tree.map(
+                lambda m, c: jnp.asarray(-eta, c.dtype) * (m.astype(c.dtype) / c), direction, curvature
+            )
+            steps = optax.tree.cast_like(steps, params)
+            return steps if weight_bounds is None else clip_updates(steps, params, weight_bounds, quantizers)
 
         def project(latents: optax.Params, curvature: optax.Updates) -> optax.Params:
             """P, leaf by leaf."""
@@ -246,10 +248,12 @@ def _blend(a: Any, current: optax.Updates, trial: optax.Updates, finite: jax.Arr
 
 
 def _squares_finite(grads: optax.Updates) -> jax.Array:
-    """Whether all gradients are finite, and their squares too, which curvature is made of."""
+    """Whether all gradients are finite, and their squares in float32 or wider too, which curvature is made of."""
     # The extremes of the gradients as they are, which XLA takes several times faster on CPU than those of |grads|.
     extremes = [
-        extreme(leaf, initial=0).astype(leaf.dtype) for leaf in jax.tree.leaves(grads) for extreme in (jnp.max, jnp.min)
+        extreme(leaf, initial=0).astype(np.promote_types(leaf.dtype, np.float32))
+        for leaf in jax.tree.leaves(grads)
+        for extreme in (jnp.max, jnp.min)
     ]
     return jnp.all(jnp.asarray([jnp.isfinite(jnp.square(extreme)) for extreme in extremes]))
 
