@@ -147,15 +147,20 @@ def _moments_after_a_step(optimizer: optax.GradientTransformation, gradient: flo
     _, state = optax.with_extra_args_support(optimizer).update(grads, optimizer.init(params), params)
     if any(_is_hole(leaf) for leaf in jax.tree.leaves(state, is_leaf=_is_hole)):
         return []  # rules by path may choose otherwise for leaves that have a name
-    holders = [holder for holder in _holders(state) if type(holder).__name__ not in {*_DIVISORS, *_WITHOUT_DIVISOR}]
+    holders = [holder for holder in _holders(state) if not has_own_divisor(holder)]
     return [leaf.item() for holder in holders for leaf in jax.tree.leaves(holder.nu)]
+
+
+def has_own_divisor(state: Any) -> bool:
+    """Whether the divisor of the optimizer that this is the state of is another one than the root of its `nu`."""
+    return type(state).__name__ in {*_DIVISORS, *_WITHOUT_DIVISOR}
 
 
 def _holders(tree: Any) -> Iterator[Any]:
     """The states in a tree that hold a divisor or are known to hold none, also those within others."""
 
     def is_holder(node: Any) -> bool:
-        return hasattr(node, "nu") or type(node).__name__ in {*_DIVISORS, *_WITHOUT_DIVISOR}
+        return hasattr(node, "nu") or has_own_divisor(node)
 
     if is_holder(tree):
         yield tree

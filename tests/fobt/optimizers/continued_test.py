@@ -15,26 +15,39 @@ import fobt
 QUANTIZER, PROJECT = PROJECTIONS["binary"]
 
 
-@pytest.mark.parametrize("part", ["state[0]", "state"])
-def test_an_adam_state_continued(x64, part):
+def method(optimizer=LEARNING_RATE, **kwargs):
+    return fobt.forward_backtrack(optimizer, QUANTIZER, **kwargs)
+
+
+ADAM = optax.adam(LEARNING_RATE, B1, B2, EPS)
+CONTINUED = {
+    "the method, with its part of the state": (method(b1=B1, b2=B2, eps=EPS), lambda state: state[0]),
+    "the method around Adam, with the state": (method(ADAM), lambda state: state),
+}
+
+
+def test_the_part_that_is_meant_is_named():
     params = jax.tree.map(jnp.asarray, initial_params(0))
-    adam = optax.adam(LEARNING_RATE, B1, B2, EPS)
-    state = adam.init(params)
+    with pytest.raises(ValueError, match=r"Its part state\[0\] may be meant"):
+        method().update(params, ADAM.init(params), params, grad_fn=lambda weights: weights)
+
+
+@pytest.mark.parametrize("name", CONTINUED)
+def test_an_adam_state_continued(x64, name):
+    params = jax.tree.map(jnp.asarray, initial_params(0))
+    state = ADAM.init(params)
     for t in range(5):
-        updates, state = jax.jit(adam.update)(jax.grad(loss_fn)(params, *minibatch(0, t)), state, params)
+        updates, state = jax.jit(ADAM.update)(jax.grad(loss_fn)(params, *minibatch(0, t)), state, params)
         params = optax.apply_updates(params, updates)
 
-    training = fobt.Training(fobt.forward_backtrack(LEARNING_RATE, QUANTIZER, b1=B1, b2=B2, eps=EPS))
-    step = jax.jit(training.step(loss_fn))
-    if part == "state":
-        with pytest.raises(ValueError, match=r"Its part state\[0\] may be meant"):
-            step(params, state, *minibatch(0, 5))
-        return
-    state, projections = state[0], {"W": PROJECT, "V": PROJECT}
+    tx, part = CONTINUED[name]
+    step = jax.jit(fobt.Training(tx).step(loss_fn))
+    projections = {"W": PROJECT, "V": PROJECT}
     expected, moments = (
         jax.tree.map(np.float64, params),
-        {"count": 5} | {name: jax.tree.map(np.float64, getattr(state, name)) for name in ("mu", "nu")},
+        {"count": 5} | {moment: jax.tree.map(np.float64, getattr(state[0], moment)) for moment in ("mu", "nu")},
     )
+    state = part(state)
     for t in range(5, 9):
         x, y = minibatch(0, t)
         params, state, _ = step(params, state, x, y)
@@ -51,4 +64,4 @@ def test_an_adam_state_continued(x64, part):
             EPS,
         )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), params, expected)
-    assert state.count == 9
+    assert optax.tree.get(state, "count") == 9
