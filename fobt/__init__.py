@@ -1,10 +1,13 @@
 """Training weights of 1 to 4 bits in JAX: loss-aware quantization and one step forward and backtrack, for Optax.
 
 Names that a training loop needs are here. `fobt.oscillations` sees zig-zagging and remedies it, `fobt.packed` keeps
-weights in few bits, in memory and in files, and `fobt.export` writes models for ONNX and LiteRT.
+weights in few bits, in memory and in files, `fobt.export` writes models for ONNX and LiteRT, and `fobt.nnx`
+and `fobt.linen` fit into the training loops of Flax.
 """
 
+import importlib
 import importlib.util
+from typing import Any
 
 from fobt import packed
 
@@ -27,11 +30,13 @@ if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can
     from fobt._src.training import Training
     from fobt._src.trees.annealing import annealed_params
     from fobt._src.trees.bounds import bound_weights
+    from fobt._src.trees.curvature import Curvature
     from fobt._src.trees.leaves import full_precision, per_leaf
     from fobt._src.trees.params import dequantize, quantize, quantized_params
     from fobt._src.trees.value_and_grad import value_and_grad
 
     __all__ += [
+        "Curvature",
         "LapqResult",
         "Preconditioner",
         "Quantized",
@@ -64,3 +69,15 @@ if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can
         "ternary",
         "value_and_grad",
     ]
+
+
+def __getattr__(name: str) -> Any:
+    """The modules for Flax, imported when they are used, as Flax may be missing."""
+    if name not in ("linen", "nnx"):
+        raise AttributeError(f"module 'fobt' has no attribute {name!r}")
+    try:
+        return importlib.import_module(f"fobt.{name}")
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("flax"):
+            raise
+        raise ModuleNotFoundError(f"fobt.{name} needs Flax: pip install flax", name=error.name) from None

@@ -25,7 +25,9 @@ def names_of_module(module):
     return sorted(name for name in module.__all__ if not isinstance(getattr(module, name), ModuleType))
 
 
-@pytest.mark.parametrize("namespace", ["fobt", "fobt.oscillations", "fobt.packed", "fobt.export"])
+@pytest.mark.parametrize(
+    "namespace", ["fobt", "fobt.oscillations", "fobt.packed", "fobt.export", "fobt.nnx", "fobt.linen"]
+)
 def test_every_public_name_has_a_page(namespace):
     page = (DOCS / "api" / f"{namespace.rpartition('.')[2]}.md").read_text(encoding="utf-8")
     assert f".. currentmodule:: {namespace}\n" in page

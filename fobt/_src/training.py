@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax
 import optax
 
-from fobt._src.optimizers.optimistic import quantized_trial_params
+from fobt._src.base.checks import check_arrays
+from fobt._src.optimizers.optimistic import trial_point
 from fobt._src.optimizers.quantized_optimizer import QuantizedOptimizer, gradients_at
-from fobt._src.trees.annealing import annealed_params
-from fobt._src.trees.curvature import check_second_moment
+from fobt._src.trees.annealing import annealed_params, inverse_slope_of
+from fobt._src.trees.curvature import Curvature, check_second_moment
 from fobt._src.trees.grad_fn import GradFn
 from fobt._src.trees.leaves import TreeQuantizer, check_quantizer, check_same_choices
 from fobt._src.trees.params import quantize, quantized_params
 from fobt._src.trees.value_and_grad import value_and_grad
+
+CurvatureChoice: TypeAlias = Literal["state", "ones"] | Callable[[optax.OptState], Any]
 
 
 class Training:
@@ -25,7 +28,7 @@ class Training:
     `fobt.value_and_grad`, `fobt.quantized_params` and `fobt.quantize`; `optimizer` is the transformation itself.
 
     - `fobt.Training(optax.adam(1e-2), fobt.binary())` is loss-aware training (LAB, LAQ), with any Optax optimizer that
-      keeps a second moment;
+      keeps a second moment; of others, `curvature` says by what the projection is weighted;
     - `fobt.Training(fobt.forward_backtrack(1e-2, fobt.binary()))` is the method with two gradients in a step;
     - `fobt.Training(fobt.optimistic(fobt.forward_backtrack(1e-2, fobt.binary())))` is its form with one gradient,
       taken at the quantized weights one step ahead; with `look_ahead=True` and `optax.adam` it is quantized Nesterov;
@@ -35,6 +38,9 @@ class Training:
       optimizer: an Optax transformation.
       quantizer: what is quantized and how. An optimizer that fobt has made with a quantizer knows it; all others, also
         a chain around one of these, need it.
+      curvature: the curvature C of the projection: "state" reads it from the state of the optimizer, as
+        `fobt.quantize` does; "ones" takes 1, for optimizers without a second moment such as `optax.sgd` and lion; or a
+        function from the state to a tree like the params, for those that keep it in another form.
       look_ahead: whether gradients are taken at the quantized weights one step ahead; by default where the optimizer
         wants it, as `fobt.optimistic` does.
 
@@ -46,7 +52,8 @@ class Training:
     Raises:
       ValueError: no quantizer is given or known, or the `nu` of the optimizer grows with the gradient and not with its
         square, as that of `optax.adamax`; at `init`, it chooses other quantizers for the leaves than that of the
-        optimizer, or the optimizer keeps no second moment.
+        optimizer, or the optimizer keeps no second moment, and no curvature is given; a curvature is given for
+        `fobt.forward_backtrack`, which has its own.
 
     Example:
       >>> import fobt, jax, optax
@@ -68,6 +75,7 @@ class Training:
         optimizer: optax.GradientTransformation,
         quantizer: TreeQuantizer | None = None,
         *,
+        curvature: CurvatureChoice = "state",
         look_ahead: bool | None = None,
     ):
         self._known = optimizer.quantizer if isinstance(optimizer, QuantizedOptimizer) else None
@@ -78,7 +86,10 @@ class Training:
                 "fobt makes with a quantizer know theirs, and a chain around one of them does not."
             )
         check_quantizer(chosen)
-        check_second_moment(optimizer)
+        if isinstance(optimizer, optax.MultiSteps):  # for Optax it is no transformation, and would lose the grad_fn
+            optimizer = optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
+        self._check_curvature(curvature, optimizer)
+        self._curvature = curvature
         self.quantizer = chosen
         self.optimizer = optax.with_extra_args_support(optimizer)
         self.gradients_at = gradients_at(optimizer)
@@ -87,6 +98,7 @@ class Training:
 
     def init(self, params: optax.Params) -> optax.OptState:
         """The state of the optimizer before the first step, for full-precision params."""
+        check_arrays(params)
         if self._known is not None:
             check_same_choices("the optimizer", self._known, "Training", self.quantizer, params)
         state = self.optimizer.init(params)
@@ -95,11 +107,22 @@ class Training:
 
     def weights(self, params: optax.Params, state: optax.OptState) -> optax.Params:
         """The quantized weights that are evaluated and shipped, as `fobt.quantized_params` gives them."""
-        return quantized_params(params, state, self.quantizer)
+        return quantized_params(params, self._curvature_state(state), self.quantizer)
 
     def quantize(self, params: optax.Params, state: optax.OptState) -> Any:
         """The same weights as codes and scales, as `fobt.quantize` gives them."""
-        return quantize(params, state, self.quantizer)
+        return quantize(params, self._curvature_state(state), self.quantizer)
+
+    def gradient_weights(self, params: optax.Params, state: optax.OptState) -> optax.Params:
+        """The weights at which gradients are taken: those of `weights`, or others, as `gradients_at` says.
+
+        `value_and_grad` takes care of them; they are for those who take gradients in a way of their own.
+        """
+        if self.gradients_at == "trial":
+            return self.weights(*trial_point(params, state, self.quantizer, self.optimizer))
+        if self.gradients_at == "annealed":
+            return annealed_params(params, self._curvature_state(state), self.quantizer, inverse_slope_of(state))
+        return self.weights(params, state)
 
     def value_and_grad(
         self, loss_fn: Callable[..., Any], has_aux: bool = False
@@ -115,17 +138,16 @@ class Training:
           at the quantized weights, or at those of `gradients_at`; then grad_fn is None.
         """
         if self.gradients_at == "quantized":
-            return value_and_grad(loss_fn, self.quantizer, has_aux)
+            at_quantized = value_and_grad(loss_fn, self.quantizer, has_aux)
+            return lambda params, state, *args, **kwargs: at_quantized(
+                params, self._curvature_state(state), *args, **kwargs
+            )
         loss_value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
 
         def value_and_grad_elsewhere(
             params: optax.Params, state: optax.OptState, *args: Any, **kwargs: Any
         ) -> tuple[Any, optax.Updates, None]:
-            if self.gradients_at == "trial":
-                weights = quantized_trial_params(params, state, self.quantizer, self.optimizer)
-            else:
-                weights = annealed_params(params, state, self.quantizer)
-            return *loss_value_and_grad(weights, *args, **kwargs), None
+            return *loss_value_and_grad(self.gradient_weights(params, state), *args, **kwargs), None
 
         return value_and_grad_elsewhere
 
@@ -166,3 +188,20 @@ class Training:
             return optax.apply_updates(params, updates), state, value
 
         return step
+
+    def _curvature_state(self, state: optax.OptState) -> Any:
+        """What the functions of params and state take for the state."""
+        if self._curvature == "state":
+            return state
+        return None if self._curvature == "ones" else Curvature(self._curvature(state))
+
+    def _check_curvature(self, curvature: Any, optimizer: optax.GradientTransformation) -> None:
+        if curvature == "state":
+            check_second_moment(optimizer)
+        elif curvature != "ones" and not callable(curvature):
+            raise ValueError(f"curvature must be 'state', 'ones' or a function of the state, got {curvature!r}.")
+        elif self._known is not None and gradients_at(optimizer) != "annealed":
+            raise ValueError(
+                "curvature must be left out with an optimizer that quantizes weights itself, as fobt.forward_backtrack "
+                "does with the curvature of its preconditioner."
+            )

@@ -162,7 +162,7 @@ def test_state_is_that_of_adam(row):
     optax.tree.map_params(tx, lambda leaf: leaf, state)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])  # less is tested in nu_dtype_test
 @pytest.mark.parametrize(
     "kwargs", [{"a": 1}, {"a": 1.0, "every": 3}, {"every": lambda count: False}, {"every": 1000}, {"b1": 0.0, "a": 1}]
 )

@@ -182,6 +182,12 @@ STATES = {
     r"got tuple \(ScaleByAdamState, EmptyState, .*\)\. Its part state\[0\] may be meant": optax.adamw(STEP).init(
         PARAMS
     ),
+    r"got tuple \(EmptyState, tuple\)\. Its part state\[1\]\[0\] may be meant": optax.chain(
+        optax.clip(1.0), optax.adamw(STEP)
+    ).init(PARAMS),
+    r"got MultiStepsState\. Its part state\.inner_opt_state\[0\] may be meant": optax.MultiSteps(
+        optax.adam(STEP), 2
+    ).init(PARAMS),
     r"ScaleByAdamState, got OptimisticState": fobt.optimistic(two_stage(fobt.binary())).init(PARAMS),
     r"ScaleByAdamState, got dict": PARAMS,
     r"ScaleByAdamState, got NoneType": None,
@@ -197,6 +203,40 @@ def test_the_state_of_something_else(message):
     with pytest.raises(ValueError, match=message) as error:
         two_stage(fobt.binary()).update(PARAMS, STATES[message], PARAMS, grad_fn=jax.grad(loss_fn))
     assert len(str(error.value)) < 300
+
+
+class Layer:
+    """A model that is a pytree with a function among its leaves, as those of Equinox."""
+
+    def __init__(self, kernel, activation):
+        self.kernel, self.activation = kernel, activation
+
+
+jax.tree_util.register_pytree_with_keys(
+    Layer,
+    lambda layer: ([(jax.tree_util.GetAttrKey(name), leaf) for name, leaf in vars(layer).items()], None),
+    lambda _, leaves: Layer(*leaves),
+)
+
+
+@pytest.mark.parametrize("leaf", [jax.nn.relu, jnp.tanh, "relu"])
+def test_a_model_that_is_not_partitioned(leaf):
+    model = {"layers": [Layer(jnp.ones((2, 2)), leaf)]}
+    message = (
+        rf"params must be .*got {type(leaf).__name__} at 'layers/0/activation'\. Partition .*eqx\.partition\(model"
+    )
+    for use in (
+        two_stage(fobt.binary()).init,
+        fobt.Training(two_stage(fobt.binary())).init,
+        fobt.Training(optax.adam(STEP), fobt.binary()).init,
+        lambda params: fobt.quantize(params, None, fobt.binary()),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use(model)
+
+
+def test_python_numbers_are_arrays():
+    two_stage(fobt.binary()).init({"kernel": jnp.ones((2, 2)), "scale": 1.0})
 
 
 def test_messages_never_hold_a_whole_tree():

@@ -232,12 +232,13 @@ def adam_step(params, state, grads, learning_rate, b1, b2, eps):
 
 
 def forward_backtrack_step(
-    params, state, grads, grad_fn, learning_rate, a, projections, b1, b2, eps, weight_bounds=None
+    params, state, grads, grad_fn, learning_rate, a, projections, b1, b2, eps, weight_bounds=None, weight_decay=0.0
 ):
     """One step forward and backtrack, giving (params, state).
 
     `grads` are the gradients g at the quantized weights of (params, state), and `grad_fn` maps the trial quantized
     weights to their gradients g*. `weight_bounds` clips the weights of quantized leaves, before each projection.
+    `weight_decay` is decoupled, as in AdamW.
     """
     t = state["count"] + 1
     c1, c2, c2_next = 1 - b1**t, 1 - b2**t, 1 - b2 ** (t + 1)  # bias corrections c1(t), c2(t), c2(t+1)
@@ -254,7 +255,7 @@ def forward_backtrack_step(
         m1 = b1 * state["mu"][name] + (1 - b1) * g[name]
         v1[name] = b2 * state["nu"][name] + (1 - b2) * g[name] ** 2
         C1[name] = eps + np.sqrt(v1[name] / c2)
-        w_trial = clip(name, w[name] - learning_rate * (m1 / c1) / C1[name])  # Eq. 5
+        w_trial = clip(name, w[name] - learning_rate * ((m1 / c1) / C1[name] + weight_decay * w[name]))  # Eq. 5
         w_hat_trial[name] = projections[name](w_trial, C1[name]) if name in projections else w_trial  # Eq. 4
 
     # The trial gradient, on the same minibatch.
@@ -269,7 +270,7 @@ def forward_backtrack_step(
         g_blend = a * g[name] + (1 - a) * g_star  # Eq. 8
         C = a * C1[name] + (1 - a) * C_trial  # Eq. 9
         mu[name] = b1 * state["mu"][name] + (1 - b1) * g_blend
-        w_next[name] = clip(name, w[name] - learning_rate * (mu[name] / c1) / C)  # Eq. 7
+        w_next[name] = clip(name, w[name] - learning_rate * ((mu[name] / c1) / C + weight_decay * w[name]))  # Eq. 7
         nu[name] = c2 * (C - eps) ** 2  # the second moment whose curvature is C; Eq. 6 is `quantized` of the result
     return w_next, {"count": t, "mu": mu, "nu": nu}
 

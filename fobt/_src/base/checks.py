@@ -33,6 +33,17 @@ def check_floating(name: str, dtype: Any) -> None:
         raise ValueError(f"{name} must be a floating dtype or None, got {dtype!r}.")
 
 
+def check_arrays(params: optax.Params) -> None:
+    """Raises a ValueError that names the first leaf of params that is neither an array nor a number."""
+    for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True):
+        if not (hasattr(leaf, "dtype") or isinstance(leaf, int | float | complex)):
+            raise ValueError(
+                f"params must be a tree of arrays, got {type(leaf).__name__} at {path!r}. Partition the model into "
+                "arrays and the rest, and combine them inside of the loss; with Equinox: "
+                "params, static = eqx.partition(model, eqx.is_inexact_array)."
+            )
+
+
 def check_no_holes(params: optax.Params) -> None:
     """Raises a ValueError where `optax.masked` or `optax.partition` has cut leaves out of params."""
     if any(isinstance(leaf, optax.MaskedNode) for leaf in jax.tree.leaves(params, is_leaf=_is_hole)):
@@ -51,7 +62,7 @@ def check_state(state: Any, init: Callable[[optax.Params], Any], params: optax.P
         must = f"state must be what init(params) of this transformation makes for the same params, {wanted}"
         if type(state) is not type(expected):
             parts = [type(part).__name__ for part in state] if type(state) in (tuple, list) else []
-            part = f" Its part state[{parts.index(wanted)}] may be meant." if wanted in parts else ""
+            part = "".join(f" Its part state{place} may be meant." for place in _places(state, type(expected))[:1])
             named = f" ({', '.join(parts[:5])})" if parts else ""
             raise ValueError(f"{must}, got {type(state).__name__}{named}.{part}")
         paths, wanted_paths = leaf_paths(state), leaf_paths(expected)
@@ -82,6 +93,12 @@ def check_same_leaves(name: str, tree: Any, like_name: str, like: Any) -> None:
                 f"{name} must have the shapes of {like_name}, got {jnp.shape(leaf)} instead of {jnp.shape(like_leaf)} "
                 f"at {path!r}."
             )
+
+
+def _places(tree: Any, kind: type) -> list[str]:
+    """Where in a tree there are nodes of a type, as one writes it behind the name of the tree."""
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: isinstance(node, kind))
+    return [jax.tree_util.keystr(path) for path, node in nodes if isinstance(node, kind)]
 
 
 def _is_hole(leaf: Any) -> bool:

@@ -27,15 +27,17 @@ import optax
 from jax.typing import DTypeLike
 
 from fobt._src.base.checks import check_no_holes, check_number, check_same_leaves, check_state
+from fobt._src.optimizers.around import around
+from fobt._src.optimizers.blending import blend_trees, check_arguments, is_two_stage, squares_finite
 from fobt._src.optimizers.preconditioner import Preconditioner, adam_preconditioner
 from fobt._src.optimizers.quantized_optimizer import QuantizedOptimizer
 from fobt._src.trees.bounds import check_bounds, clip_updates
-from fobt._src.trees.grad_fn import GradFn, check_same_quantizer
+from fobt._src.trees.grad_fn import GradFn
 from fobt._src.trees.leaves import TreeQuantizer, check_quantizer, leaf_quantizers
 
 
 def forward_backtrack(
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule | optax.GradientTransformation,
     quantizer: TreeQuantizer,
     *,
     a: float = 0.6,
@@ -64,7 +66,10 @@ def forward_backtrack(
     or its square is not finite the step falls back to the plain one (the second moment to rounding).
 
     Args:
-      learning_rate: η ≥ 0, or an Optax schedule, called with counts from 0.
+      learning_rate: η ≥ 0, or an Optax schedule, called with counts from 0: the optimizer under the method is Adam, as
+        in the paper. Or another optimizer, learning rate included, whose second moment `nu` averages squared gradients:
+        `optax.adamw`, lamb, rmsprop, or a chain or partition of such. Leaves that it leaves to an optimizer without a
+        second moment take part with the blend of gradients alone.
       quantizer: what is quantized and how: the projection P.
       a: backtracking coefficient in (0, 1], the weight of the current gradient. a = 1 is `optax.adam`, and `grad_fn` is
         never called.
@@ -72,7 +77,7 @@ def forward_backtrack(
         m ≥ 2 costs 1 + 1/m gradients a step. The paper's period counts epochs: for that, pass `two_stage`.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
-      eps: ε ≥ 0, added to the root of the second moment; float16 params need 1e-7 or more, as less is 0 there.
+      eps: ε ≥ 0, added to the root of the second moment.
       mu_dtype: dtype in which the first moment is stored, as in `fobt.adam_preconditioner`; None is that of params.
       weight_bounds: (low, high) to which the latents of quantized leaves are clipped, w* and w; the code of LAQ has
         (-1, 1).
@@ -82,14 +87,15 @@ def forward_backtrack(
         `mu_dtype`, which are then to be left out.
 
     Returns:
-      A transformation whose state is that of `optax.scale_by_adam`: `count`, `mu`, `nu`. As it evaluates `grad_fn` on
-      the whole tree, it goes outside of `optax.masked` and `optax.partition`; choose leaves with `fobt.per_leaf`.
+      A transformation whose state is that of `optax.scale_by_adam`: `count`, `mu`, and `nu` in float32 or wider; around
+      another optimizer, that of the optimizer. As it evaluates `grad_fn` on the whole tree, it goes outside of
+      `optax.masked` and `optax.partition`; choose leaves with `fobt.per_leaf`.
 
     Raises:
-      ValueError: an argument is out of range, or one of Adam's is given together with a preconditioner; at `init` or
-        `update`, params are missing, have holes, or do not match the gradients or the state, or `grad_fn` is missing
-        (unless a = 1), returns other leaves than the params have, or was made by `fobt.value_and_grad` with another
-        quantizer.
+      ValueError: an argument is out of range, or one of Adam's is given together with a preconditioner or optimizer, or
+        the optimizer keeps no average of squared gradients; at `init` or `update`, params are missing, have holes, or
+        do not match the gradients or the state, or `grad_fn` is missing (unless a = 1), returns other leaves than the
+        params have, or was made by `fobt.value_and_grad` with another quantizer.
 
     Example:
       >>> import fobt, jax, optax
@@ -111,21 +117,38 @@ def forward_backtrack(
       Ma, Zhou, Ma, Yu, Li, One-Step Forward and Backtrack: Overcoming Zig-Zagging in Loss-Aware Quantization Training,
       AAAI 2024, Algorithm 1.
     """
-    if not callable(learning_rate):
+    is_optimizer = isinstance(learning_rate, optax.GradientTransformation)
+    if not callable(learning_rate) and not is_optimizer:
         check_number(
             "learning_rate", learning_rate, "at least 0 and finite, or a schedule", lambda x: 0 <= x < math.inf
         )
     check_quantizer(quantizer)
     check_number("a", a, "in (0, 1]", lambda x: 0 < x <= 1)
     if not callable(every):
+        if getattr(every, "dtype", None) == np.bool_:
+            raise ValueError(
+                "every must be an integer of at least 1 or a predicate of the step count, got a bool. Where "
+                "optax.inject_hyperparams has called the predicate as a schedule, name it: static_args=('quantizer', "
+                "'every')."
+            )
         check_number("every", every, "an integer of at least 1 or a predicate of the step count", _is_period)
+    never = not isinstance(a, jax.core.Tracer) and a == 1
+    adam = {"b1": (b1, 0.9), "b2": (b2, 0.999), "eps": (eps, 1e-8), "mu_dtype": (mu_dtype, None)}
+    if is_optimizer:
+        own = {"weight_bounds": weight_bounds, "grad_transform": grad_transform, "preconditioner": preconditioner}
+        _check_left_out(
+            "an optimizer, which has its own: put it there, as in optax.chain(optax.clip_by_global_norm(1.0), "
+            "optax.adamw(1e-2), fobt.bound_weights((-1, 1), quantizer))",
+            **adam,
+            **{name: (value, None) for name, value in own.items()},
+        )
+        return around(learning_rate, quantizer, a, every, never)
     if weight_bounds is not None:
         check_bounds(weight_bounds)
     if preconditioner is None:
         preconditioner = adam_preconditioner(b1, b2, eps, mu_dtype=mu_dtype)
     else:
-        _check_left_out(b1=(b1, 0.9), b2=(b2, 0.999), eps=(eps, 1e-8), mu_dtype=(mu_dtype, None))
-    never = not isinstance(a, jax.core.Tracer) and a == 1
+        _check_left_out("a preconditioner, which has its own: fobt.adam_preconditioner({name}=...), say", **adam)
 
     def init(params: optax.Params) -> Any:
         check_no_holes(params)
@@ -146,18 +169,8 @@ def forward_backtrack(
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         del extra_args
-        if params is None:
-            raise ValueError("params must be given: update(grads, state, params, grad_fn=grad_fn), got None.")
-        if not callable(grad_fn) and not never:
-            raise ValueError(
-                f"grad_fn must be a function from quantized weights to gradients, got {type(grad_fn).__name__}. Call "
-                "update(grads, state, params, grad_fn=grad_fn) with what fobt.value_and_grad makes: "
-                "loss, grads, grad_fn = fobt.value_and_grad(loss_fn, quantizer)(params, state, ...)."
-            )
-        check_no_holes(params)
-        check_same_leaves("grads", updates, "params", params)
+        check_arguments(updates, params, grad_fn, quantizer, never)
         check_state(state, preconditioner.init, params)
-        check_same_quantizer(grad_fn, quantizer, params)
         quantizers = leaf_quantizers(quantizer, params)
         eta = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
@@ -168,10 +181,11 @@ def forward_backtrack(
 
         def step(direction: optax.Updates, curvature: optax.Updates) -> optax.Updates:
             """The update -η m̂ ⊘ C, cut where it would leave the weight bounds."""
-            steps = jax.tree.map(lambda m, c: jnp.asarray(-eta, m.dtype) * (m / c), direction, curvature)
-            if weight_bounds is not None:
-                steps = clip_updates(steps, params, weight_bounds, quantizers)
-            return optax.tree.cast_like(steps, params)
+            steps = jax.tree.map(
+                lambda m, c: jnp.asarray(-eta, c.dtype) * (m.astype(c.dtype) / c), direction, curvature
+            )
+            steps = optax.tree.cast_like(steps, params)
+            return steps if weight_bounds is None else clip_updates(steps, params, weight_bounds, quantizers)
 
         def project(latents: optax.Params, curvature: optax.Updates) -> optax.Params:
             """P, leaf by leaf."""
@@ -193,15 +207,15 @@ def forward_backtrack(
             check_same_leaves("the gradients that grad_fn returns", returned, "params", params)
             trial_grads = transform(jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(returned)))
             _, trial_curvature, _ = preconditioner.update(trial_grads, plain_state)
-            finite = _squares_finite(trial_grads)
-            blended_grads = _blend(a, grads, trial_grads, finite)  # (8)
-            blended_curvature = _blend(a, curvature, trial_curvature, finite)  # (9)
+            finite = squares_finite(trial_grads)
+            blended_grads = blend_trees(a, grads, trial_grads, finite)  # (8)
+            blended_curvature = blend_trees(a, curvature, trial_curvature, finite)  # (9)
             blended_direction, _, blended_state = preconditioner.update(blended_grads, state)
             # (7), and (6) of the next step. With a trial that is not finite all of this is the plain step again.
             next_state = preconditioner.with_curvature(blended_state, blended_curvature)
             return step(blended_direction, blended_curvature), next_state
 
-        now = _is_two_stage(every, two_stage, state.count)
+        now = is_two_stage(every, two_stage, state.count)
         if never or grad_fn is None or now is False:
             return plain
         if now is True:
@@ -211,51 +225,12 @@ def forward_backtrack(
     return QuantizedOptimizer(init, update, quantizer)
 
 
-def _is_two_stage(every: Any, two_stage: Any, count: jax.Array) -> Any:
-    """Whether this step is two-stage: a Python bool where that is known now, otherwise a traced one."""
-    if two_stage is not None:
-        now = two_stage
-    elif callable(every):
-        now = every(count + 1)
-    elif isinstance(every, int) and every == 1:
-        return True
-    else:
-        now = (count + 1) % every == 0
-    if not isinstance(now, bool | np.bool_ | jax.Array):
-        raise ValueError(f"two_stage, and what `every` returns, must be a bool, got {now!r}.")
-    return now if isinstance(now, jax.core.Tracer) else bool(now)
-
-
-def _blend(a: Any, current: optax.Updates, trial: optax.Updates, finite: jax.Array) -> optax.Updates:
-    """The blend a x + (1 - a) y of current x and trial y; x where it is not finite, or not all of the trial."""
-
-    def blend(x: jax.Array, y: jax.Array) -> jax.Array:
-        weight = jnp.asarray(a, x.dtype)
-        blended = weight * x + (1 - weight) * y
-        # An infinite curvature stays, also where a weight of 0 would make it NaN.
-        return jnp.where(finite & jnp.isfinite(blended), blended, x)
-
-    return jax.tree.map(blend, current, trial)
-
-
-def _squares_finite(grads: optax.Updates) -> jax.Array:
-    """Whether all gradients are finite, and their squares too, which curvature is made of."""
-    # The extremes of the gradients as they are, which XLA takes several times faster on CPU than those of |grads|.
-    extremes = [
-        extreme(leaf, initial=0).astype(leaf.dtype) for leaf in jax.tree.leaves(grads) for extreme in (jnp.max, jnp.min)
-    ]
-    return jnp.all(jnp.asarray([jnp.isfinite(jnp.square(extreme)) for extreme in extremes]))
-
-
 def _is_period(every: float) -> bool:
     return every >= 1 and every % 1 == 0
 
 
-def _check_left_out(**given: tuple[Any, Any]) -> None:
+def _check_left_out(beside: str, **given: tuple[Any, Any]) -> None:
     """Raises a ValueError unless the arguments, pairs of value and default, are the defaults as far as is known."""
     for name, (value, default) in given.items():
         if not isinstance(value, jax.core.Tracer) and value is not default and (default is None or value != default):
-            raise ValueError(
-                f"{name} must be left out with a preconditioner, which has its own: "
-                f"fobt.adam_preconditioner({name}=...), say; got {value!r}."
-            )
+            raise ValueError(f"{name} must be left out with {beside.replace('{name}', name)}; got {value!r}.")

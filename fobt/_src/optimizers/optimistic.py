@@ -167,6 +167,13 @@ def quantized_trial_params(
       Sutskever, Martens, Dahl, Hinton, On the importance of initialization and momentum in deep learning, ICML 2013,
       Eq. 3 and 4 (Nesterov's accelerated gradient as a gradient at the point to which momentum carries).
     """
+    return quantized_params(*trial_point(params, state, quantizer, optimizer), quantizer)
+
+
+def trial_point(
+    params: optax.Params, state: optax.OptState, quantizer: TreeQuantizer, optimizer: optax.GradientTransformation
+) -> tuple[optax.Params, optax.OptState]:
+    """The latents w* one step ahead and the state there; arguments as for `quantized_trial_params`."""
     check_quantizer(quantizer)
     guess = next(
         # A parameter may have this name; the field of a state is no key of a dictionary.
@@ -180,7 +187,7 @@ def quantized_trial_params(
     updates, trial_state = optax.with_extra_args_support(optimizer).update(
         guess, state, params, grad_fn=QuantizedGradFn(_no_gradient, quantizer), two_stage=False
     )
-    return quantized_params(optax.apply_updates(params, updates), trial_state, quantizer)
+    return optax.apply_updates(params, updates), trial_state
 
 
 def _no_gradient(weights: optax.Params) -> optax.Updates:

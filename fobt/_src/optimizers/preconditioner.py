@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import DTypeLike
 
@@ -63,13 +64,16 @@ def adam_preconditioner(
 ) -> Preconditioner:
     r"""Adam's bias-corrected moments: direction m̂ and curvature ε + √v̂, with the state of `optax.scale_by_adam`.
 
+    Squares, second moment and curvature are in float32 or wider, whatever the dtype of the params: in bfloat16 the
+    steps of the second moment would be lost in rounding, as 1 - b2 = 0.001 is less than 2⁻⁸, and in float16 ε would be
+    0 and the squares of gradients above 255 infinite.
+
     Args:
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: ε ≥ 0.
       mu_dtype: dtype in which the first moment is stored, as for `optax.adam`; None is that of the params. With
-        bfloat16 the state has 6 bytes per float32 parameter instead of 8. The second moment keeps the dtype of the
-        params: with b2 = 0.999 its steps are lost in the rounding of bfloat16.
+        bfloat16 the state has 6 bytes per float32 parameter instead of 8.
 
     Returns:
       The preconditioner.
@@ -93,11 +97,16 @@ def adam_preconditioner(
 
     adam = optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
 
+    def init(params: optax.Params) -> Any:
+        state = adam.init(params)
+        return state._replace(nu=jax.tree.map(lambda v: jnp.zeros_like(v, dtype=_wide(v)), state.nu))
+
     def update(grads: optax.Updates, state: Any) -> tuple[optax.Updates, optax.Updates, Any]:
         count = optax.safe_increment(state.count)
         exponent = count.astype(jnp.result_type(float))  # strict promotion takes no integer here
         mu = optax.tree.update_moment(grads, state.mu, b1, 1)
-        nu = optax.tree.update_moment_per_elem_norm(grads, state.nu, b2, 2)
+        wide_grads, wide_nu = (jax.tree.map(lambda x: x.astype(_wide(x)), tree) for tree in (grads, state.nu))
+        nu = optax.tree.update_moment_per_elem_norm(wide_grads, wide_nu, b2, 2)
         curvature = jax.tree.map(lambda v: jnp.sqrt(v) + eps, optax.tree.bias_correction(nu, b2, exponent))
         state = optax.ScaleByAdamState(count, optax.tree.cast_like(mu, state.mu), optax.tree.cast_like(nu, state.nu))
         return optax.tree.bias_correction(mu, b1, exponent), curvature, state
@@ -107,4 +116,8 @@ def adam_preconditioner(
         nu = jax.tree.map(lambda c: correction.astype(c.dtype) * jnp.square(c - eps), curvature)
         return state._replace(nu=optax.tree.cast_like(nu, state.nu))
 
-    return Preconditioner(adam.init, update, with_curvature)
+    return Preconditioner(init, update, with_curvature)
+
+
+def _wide(x: jax.Array) -> np.dtype:
+    return np.promote_types(x.dtype, np.float32)

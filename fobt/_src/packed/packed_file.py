@@ -32,7 +32,8 @@ class PackedFile:
     """The content of a packed file, in NumPy arrays.
 
     Attributes:
-      params: the tree that was saved: dicts, lists, tuples and None, whose leaves are arrays or `PackedArray`.
+      params: the tree that was saved: dicts, lists, tuples and None, whose leaves are arrays or `PackedArray`; or the
+        containers of the tree `like` that was given to `load_packed`.
       batch_stats: a tree of arrays, or None.
       metadata: the strings that were saved with it.
 
@@ -69,8 +70,8 @@ class PackedFile:
         return unpack(self.packed())
 
 
-def load_packed(path: str | os.PathLike[str]) -> PackedFile:
-    """Reads what `save_packed` wrote. This needs NumPy and safetensors, and no JAX.
+def load_packed(path: str | os.PathLike[str], like: Any = None) -> PackedFile:
+    """Reads what `save_packed` wrote. This needs NumPy and safetensors, and no JAX unless `like` is given.
 
     Every byte is covered by a digest, and every number of the description is checked against the arrays: a file that is
     damaged, of another version or made up gives an error, never a wrong array. Nothing in a file is executed, and no
@@ -79,12 +80,15 @@ def load_packed(path: str | os.PathLike[str]) -> PackedFile:
 
     Args:
       path: the file.
+      like: a tree of JAX with the paths and shapes of the params that were saved, such as these params; what is loaded
+        has its containers: modules of Equinox, states of Flax NNX, named tuples. By default it has dicts for them.
 
     Returns:
       Its content. `weights()` gives NumPy arrays; `quantized()` and `packed()` give arrays of JAX.
 
     Raises:
-      ValueError: the file is not one that `save_packed` could have written; the message names it.
+      ValueError: the file is not one that `save_packed` could have written; the message names it; or `like` has other
+        leaves than the file.
       OSError: it cannot be read.
       ModuleNotFoundError: safetensors is missing.
 
@@ -102,9 +106,16 @@ def load_packed(path: str | os.PathLike[str]) -> PackedFile:
     """
     content = Path(path).read_bytes()
     try:
-        return parse(content)
+        file = parse(content)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)!r} is no intact packed file: {error}.") from error
+    if like is None:
+        return file
+    from fobt._src.packed.like import leaves_like  # not at the top: it needs JAX
+
+    leaves: dict[str, Any] = {}
+    map_leaves(leaves.__setitem__, file.params)
+    return dataclasses.replace(file, params=leaves_like(leaves, like))
 
 
 def parse(content: bytes) -> PackedFile:
@@ -139,14 +150,18 @@ def file_digest(content: bytes, digest: str) -> str:
 
 
 def map_leaves(function: Callable[[str, Any], Any], tree: Any, steps: tuple[str | int, ...] = ()) -> Any:
-    """The tree of dicts, lists, tuples and None with function(path, leaf) in place of its leaves."""
+    """The tree with function(path, leaf) in place of its leaves, arrays and `PackedArray`."""
     if tree is None:
         return None
-    if isinstance(tree, dict):
+    if isinstance(tree, np.ndarray | PackedArray):
+        return function(written_path(steps), tree)
+    if type(tree) is dict:
         return {key: map_leaves(function, child, (*steps, key)) for key, child in tree.items()}
-    if isinstance(tree, list | tuple):
+    if type(tree) in (list, tuple):
         return type(tree)(map_leaves(function, child, (*steps, i)) for i, child in enumerate(tree))
-    return function(written_path(steps), tree)
+    from fobt._src.packed.like import map_tree  # not at the top: other containers are those of JAX
+
+    return map_tree(lambda path, leaf: function("/".join(filter(None, (written_path(steps), path))), leaf), tree)
 
 
 def safetensors_module() -> Any:

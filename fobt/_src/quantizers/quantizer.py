@@ -342,7 +342,13 @@ def _make(grid: Grid, granularity: Granularity, solver: Solver, stacked: int, sc
 def _checked_weights(weights: ArrayLike) -> jax.Array:
     weights = jnp.asarray(weights)
     if not jnp.issubdtype(weights.dtype, jnp.floating):
-        raise ValueError(f"weights must be floating, got dtype {weights.dtype}.")
+        # A wrapper that takes every callable for a schedule calls the quantizer with a count.
+        count = (
+            " Where optax.inject_hyperparams has called the quantizer as a schedule, name it: "
+            "inject_hyperparams(fobt.forward_backtrack, static_args='quantizer')."
+        )
+        is_count = weights.ndim == 0 and jnp.issubdtype(weights.dtype, jnp.integer)
+        raise ValueError(f"weights must be floating, got dtype {weights.dtype}.{count if is_count else ''}")
     return weights
 
 

@@ -74,7 +74,7 @@ def annealed_params(
       arXiv:2503.15748.
     """
     if inverse_slope is None:
-        inverse_slope = _inverse_slope(state)
+        inverse_slope = inverse_slope_of(state)
     check_number("inverse_slope", inverse_slope, "in [0, 1]", lambda value: 0 <= value <= 1)
     leaves, structure = jax.tree.flatten(params)
     projections = leaves_of_quantized(quantize(params, state, quantizer))
@@ -87,7 +87,8 @@ def annealed_params(
     return jax.tree.unflatten(structure, annealed)
 
 
-def _inverse_slope(state: optax.OptState | None) -> jax.Array:
+def inverse_slope_of(state: optax.OptState | None) -> jax.Array:
+    """The inverse slope in a state of `fobt.anneal`."""
     for path, value in optax.tree_utils.tree_get_all_with_path(state, "inverse_slope"):
         # A parameter may have this name; the field of a state is no key of a dictionary.
         if not isinstance(path[-1], jax.tree_util.DictKey):

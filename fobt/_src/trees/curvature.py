@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fobt._src.base.checks import check_same_leaves
 from fobt._src.base.tree_paths import leaf_paths
 from fobt._src.quantizers.quantizer import Quantizer
 
@@ -17,6 +18,25 @@ from fobt._src.quantizers.quantizer import Quantizer
 _EPS = 1e-8
 # A gradient below what gradients are clipped to, and far above the ε of optimizers.
 _PROBE = 2.0**-10
+
+
+class Curvature(NamedTuple):
+    """A curvature of one's own, in the place of the optimizer state from which the curvature is read otherwise.
+
+    Attributes:
+      tree: C for each leaf of the params, in its structure and shapes, with values as for `Quantizer`; what stands for
+        leaves that are not quantized does not matter.
+
+    Example:
+      >>> import fobt
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.array([[1.0, -3.0]])}
+      >>> curvature = fobt.Curvature({"kernel": jnp.array([[3.0, 1.0]])})
+      >>> fobt.quantized_params(params, curvature, fobt.binary())
+      {'kernel': Array([[ 1.5, -1.5]], dtype=float32)}
+    """
+
+    tree: Any
 
 
 class Divisor(NamedTuple):
@@ -36,6 +56,8 @@ class Divisor(NamedTuple):
 _SECOND_MOMENT = Divisor(("nu",), jnp.sqrt)
 _DIVISORS = {
     "ScaleByAmsgradState": Divisor(("nu_max",), jnp.sqrt),
+    "ScaleByRssState": Divisor(("sum_of_squares",), jnp.sqrt),
+    "ScaleByAdanState": Divisor(("n",), jnp.sqrt),
     "ScaleByRStdDevState": Divisor(("nu", "mu"), lambda nu, mu: jnp.sqrt(jnp.maximum(nu - jnp.square(mu), 0))),
     "SophiaState": Divisor(("nu",), lambda hessian: jnp.maximum(hessian, 0)),
 }
@@ -55,10 +77,13 @@ def curvatures(
     needed = [quantizer is not None for quantizer in quantizers]
     if state is None or not any(needed):
         return [None] * len(needed)
+    if isinstance(state, Curvature):
+        check_same_leaves("curvature", state.tree, "params", params)
+        return [leaf if need else None for leaf, need in zip(jax.tree.leaves(state.tree), needed, strict=True)]
     # An optimizer that sees only a part of the params (`masked`, `partition`) has holes for the others.
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
     found: list[list[tuple[Divisor, list[Any]]]] = [[] for _ in needed]
-    without_divisor = []
+    without_divisor, misfits = [], []
     for holder in _holders(state):
         name = type(holder).__name__
         if name in _WITHOUT_DIVISOR:
@@ -67,6 +92,7 @@ def curvatures(
         divisor = _DIVISORS.get(name, _SECOND_MOMENT)
         fields = [jax.tree.leaves(getattr(holder, field), is_leaf=_is_hole) for field in divisor.fields]
         if any(len(leaves) != len(shapes) for leaves in fields):
+            misfits.append(_misfit(params, getattr(holder, divisor.fields[0])))
             continue
         rows = list(zip(*fields, strict=True))
         if all(_is_hole(x) or jnp.shape(x) == shape for row, shape in zip(rows, shapes, strict=True) for x in row):
@@ -81,8 +107,10 @@ def curvatures(
         if need and not candidates:
             raise ValueError(
                 f"state must hold a second moment `nu` that fits the quantized leaf {path!r}, found none."
-                f"{''.join(without_divisor)} Optimizers such as optax.adam, rmsprop and fobt.forward_backtrack keep "
-                "one; pass state=None for curvature 1."
+                f"{''.join(without_divisor + misfits)} Optimizers such as optax.adam, rmsprop and "
+                "fobt.forward_backtrack keep one. Of other optimizers, say what the curvature is: "
+                "fobt.Training(optimizer, quantizer, curvature='ones'), or a function of the state; or give "
+                "fobt.Curvature(tree), or None for curvature 1, as the state."
             )
         if need and len(candidates) > 1:
             raise ValueError(
@@ -119,15 +147,20 @@ def _moments_after_a_step(optimizer: optax.GradientTransformation, gradient: flo
     _, state = optax.with_extra_args_support(optimizer).update(grads, optimizer.init(params), params)
     if any(_is_hole(leaf) for leaf in jax.tree.leaves(state, is_leaf=_is_hole)):
         return []  # rules by path may choose otherwise for leaves that have a name
-    holders = [holder for holder in _holders(state) if type(holder).__name__ not in {*_DIVISORS, *_WITHOUT_DIVISOR}]
+    holders = [holder for holder in _holders(state) if not has_own_divisor(holder)]
     return [leaf.item() for holder in holders for leaf in jax.tree.leaves(holder.nu)]
 
 
+def has_own_divisor(state: Any) -> bool:
+    """Whether the divisor of the optimizer that this is the state of is another one than the root of its `nu`."""
+    return type(state).__name__ in {*_DIVISORS, *_WITHOUT_DIVISOR}
+
+
 def _holders(tree: Any) -> Iterator[Any]:
-    """The states in a tree that have a field `nu` or are known to hold no divisor, also those within others."""
+    """The states in a tree that hold a divisor or are known to hold none, also those within others."""
 
     def is_holder(node: Any) -> bool:
-        return hasattr(node, "nu") or type(node).__name__ in _WITHOUT_DIVISOR
+        return hasattr(node, "nu") or has_own_divisor(node)
 
     if is_holder(tree):
         yield tree
@@ -135,6 +168,14 @@ def _holders(tree: Any) -> Iterator[Any]:
         for node in jax.tree.leaves(tree, is_leaf=lambda node: node is not tree and is_holder(node)):
             if node is not tree and is_holder(node):
                 yield from _holders(node)
+
+
+def _misfit(params: optax.Params, moment: Any) -> str:
+    """What to say of a second moment of other leaves than the params have."""
+    paths, others = leaf_paths(params), leaf_paths(moment, is_leaf=_is_hole)
+    named = [path for path in paths if path not in others] or [path for path in others if path not in paths]
+    lacks = "has none for" if any(path not in others for path in paths) else "also has"
+    return f" A `nu` of {len(others)} leaves, where params have {len(paths)}, {lacks} {named[:3]}."
 
 
 def _evaluate(divisor: Divisor, leaves: Sequence[Any]) -> jax.Array:

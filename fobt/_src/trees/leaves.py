@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from fobt._src.base.checks import check_arrays
 from fobt._src.base.tree_paths import leaf_paths
 from fobt._src.quantizers.quantizer import Quantizer
 
@@ -106,6 +107,7 @@ def per_leaf(*rules: Rule, default: LeafQuantizer = FullPrecision()) -> PerLeaf:
 def leaf_quantizers(quantizer: TreeQuantizer, params: optax.Params) -> list[Quantizer | None]:
     """The quantizer of every leaf of `params`, in their order; None for the leaves that stay in full precision."""
     check_quantizer(quantizer)
+    check_arrays(params)
     paths, leaves = leaf_paths(params), jax.tree.leaves(params)
     rules, default = (quantizer.rules, quantizer.default) if isinstance(quantizer, PerLeaf) else ((), quantizer)
     chosen: list[LeafQuantizer | None] = [None] * len(leaves)

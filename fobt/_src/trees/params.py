@@ -19,7 +19,8 @@ def quantize(params: optax.Params, state: optax.OptState | None, quantizer: Tree
     Each quantized leaf w becomes the projection (P) of w with curvature C = √v + ε, where v is the second moment `nu`
     in `state`, ε = 1e-8 guards zeros, and no bias correction is needed because a common factor of C does not matter.
     Some optimizers divide by something else, told by the type of their state: amsgrad by the root of its largest v so
-    far (`nu_max`), centred rmsprop by that of the variance v - m², and `optax.contrib.sophia` by v itself, where it is
+    far (`nu_max`), adagrad by that of its sum of squares, adan by that of its `n`, centred rmsprop by that of the
+    variance v - m², and `optax.contrib.sophia` by v itself, where it is
     positive. Where a gradient was so large that its square overflowed, v and C are infinite: the weight is pinned, as
     `Quantizer` says, and the other weights are quantized as without it.
     Under `jax.jit` this is one fused computation; without, every operation is compiled on its own for each shape.
@@ -31,9 +32,10 @@ def quantize(params: optax.Params, state: optax.OptState | None, quantizer: Tree
     Args:
       params: full-precision weights.
       state: the state of an Optax optimizer, chain or wrapper that keeps exactly one second moment `nu` for each
-        quantized leaf (adam, adamw, nadam, amsgrad, rmsprop, lamb, adabelief, yogi, radam, forward_backtrack, and of
-        `optax.contrib` ademamix, adopt, acprop, sophia; under MultiSteps, masked, partition, inject_hyperparams,
-        apply_if_finite ...). None, or a new state, whose v is 0, means curvature 1.
+        quantized leaf (adam, adamw, nadam, amsgrad, rmsprop, lamb, adabelief, yogi, radam, adagrad, adan,
+        forward_backtrack, and of `optax.contrib` ademamix, adopt, acprop, sophia; under MultiSteps, masked, partition,
+        inject_hyperparams, apply_if_finite ...). None, or a new state, whose v is 0, means curvature 1. For all other
+        optimizers, a `fobt.Curvature`.
       quantizer: what is quantized and how.
 
     Returns:

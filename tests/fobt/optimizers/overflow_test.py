@@ -57,7 +57,7 @@ def finite(tree):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_one_large_gradient(name, dtype):
     """The weight stands still from then on, and the others are quantized as without it."""
     tx = OPTIMIZERS[name](QUANTIZERS["binary"])
@@ -103,23 +103,23 @@ def test_all_pinned_weights_are_quantized_by_their_magnitudes():
     np.testing.assert_allclose(fobt.quantize(params, state, fobt.linear(4))["w"].scale, 4, rtol=1e-6)
 
 
-@pytest.mark.parametrize("g", [100.0, 250.0, 255.9])
-def test_bias_correction_in_float16(g):
+@pytest.mark.parametrize("g", [1e18, 1.8e19])
+def test_bias_correction(g):
     """The corrected second moment of the first step is g² again: it overflows where the square does, not earlier."""
-    _, state = run(two_stage(fobt.binary()), [[[g, 1.0, 1.0, 1.0]]], "float16")
+    _, state = run(two_stage(fobt.binary()), [[[g, 1.0, 1.0, 1.0]]], "float32")
     assert finite(state.nu)
-    np.testing.assert_allclose(np.float32(state.nu["w"][0, 0]), 0.001 * g**2, rtol=0.3)
+    np.testing.assert_allclose(np.float64(state.nu["w"][0, 0]), 0.001 * g**2, rtol=0.3)
 
 
-@pytest.mark.parametrize("a", [1.0, 1e-9])
+@pytest.mark.parametrize("a", [1.0, 1e-50])
 def test_an_infinite_curvature_is_blended_with_a_weight_of_zero(a):
-    """A traced a of 1 gives the trial curvature no weight; 1e-9 is 0 in float16."""
-    params = {"w": jnp.asarray(WEIGHTS, jnp.float16)}
+    """A traced a of 1 gives the trial curvature no weight; 1e-50 is 0 in float32."""
+    params = {"w": jnp.asarray(WEIGHTS, jnp.float32)}
 
     @jax.jit
     def step(a):
         tx = fobt.forward_backtrack(1e-3, fobt.binary(), a=a, eps=EPS)
-        grads = {"w": jnp.asarray([[1.0, 300.0, 1.0, 1.0]], jnp.float16)}
+        grads = {"w": jnp.asarray([[1.0, 1e20, 1.0, 1.0]], jnp.float32)}
         updates, state = tx.update(
             grads, tx.init(params), params, grad_fn=lambda w: jax.tree.map(jnp.ones_like, w), two_stage=True
         )

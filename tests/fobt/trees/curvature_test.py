@@ -34,6 +34,11 @@ def slow_and_fast(t):
     return momentum(t) + 5 * (1 - B1 ** (t + 1)) * momentum(t)
 
 
+def with_difference(t):
+    """Direction of Adan without averages."""
+    return 2 * GRADS[t] - GRADS[t - 1] if t else GRADS[0]
+
+
 # Optimizer, its direction, and whether the state holds the divisor of the next step, which it makes of it.
 DIVIDE = {
     "adam": (optax.adam(1.0, b1=B1), momentum, False),
@@ -48,6 +53,8 @@ DIVIDE = {
     "radam": (optax.radam(1.0, b1=B1, b2=0.9), momentum, False),
     "lamb": (optax.lamb(1.0, b1=B1, eps_root=0.0), momentum, False),
     "ademamix": (optax.contrib.ademamix(1.0, b1=B1, b3=B1, alpha=5.0, weight_decay=0.0), slow_and_fast, False),
+    "adagrad": (optax.adagrad(1.0), gradient, False),
+    "adan": (optax.adan(1.0, b1=0.0, b2=0.0, weight_decay=0.0), with_difference, False),
     "adopt": (optax.contrib.adopt(1.0, b1=0.0, use_clipping=False), gradient, True),
     "acprop": (optax.contrib.acprop(1.0, weight_decay=0.0), gradient, True),
     "forward_backtrack": (fobt.forward_backtrack(1.0, fobt.binary(), a=1, b1=B1), momentum, False),

@@ -135,12 +135,10 @@ def test_quantized_leaf_in_the_hole_of_a_masked_optimizer_raises():
         fobt.quantize(params, tx.init(params), QUANTIZER)
 
 
-@pytest.mark.parametrize(
-    "tx", [optax.sgd(0.1), optax.sgd(0.1, momentum=0.9), optax.adagrad(0.1), optax.adafactor(0.1), optax.lion(0.1)]
-)
+@pytest.mark.parametrize("tx", [optax.sgd(0.1), optax.sgd(0.1, momentum=0.9), optax.adafactor(0.1), optax.lion(0.1)])
 def test_no_second_moment_raises(tx):
     params = make_params()
-    with pytest.raises(ValueError, match=r"`nu` .* 'kernel', found none\..* pass state=None for curvature 1"):
+    with pytest.raises(ValueError, match=r"`nu` .* 'kernel', found none\..* or None for curvature 1"):
         fobt.quantized_params(params, tx.init(params), QUANTIZER)
 
 
