@@ -21,7 +21,6 @@ if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can
     from fobt._src.optimizers.forward_backtrack import forward_backtrack
     from fobt._src.optimizers.optimistic import optimistic, quantized_trial_params
     from fobt._src.optimizers.preconditioner import Preconditioner, adam_preconditioner
-    from fobt._src.optimizers.recipe import recipe
     from fobt._src.oscillations.batch_stats import reestimate_batch_stats
     from fobt._src.post_training.lapq import LapqResult, lapq
     from fobt._src.quantizers.granularity import per_block, per_channel, per_tensor
@@ -64,7 +63,6 @@ if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can
         "quantize",
         "quantized_params",
         "quantized_trial_params",
-        "recipe",
         "reestimate_batch_stats",
         "ternary",
         "value_and_grad",

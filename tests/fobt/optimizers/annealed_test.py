@@ -73,23 +73,3 @@ def test_misuse_is_refused():
         fobt.anneal(optax.adam(0.05), fobt.binary(), 0.5)
     with pytest.raises(ValueError, match=r"inverse_slope must be given where state is none of fobt\.anneal"):
         fobt.annealed_params(PARAMS, optax.adam(0.05).init(PARAMS), fobt.binary())
-
-
-def test_the_recipe_is_adam_on_a_cosine_at_weights_that_harden_over_four_fifths():
-    """Against the same written out; rates and slopes from NumPy."""
-    steps = 20
-    training = fobt.Training(fobt.recipe(0.05, fobt.binary(), steps))
-    params, state = PARAMS, training.init(PARAMS)
-    expected, moments = PARAMS, optax.scale_by_adam(0.6, 0.8)
-    expected_state = moments.init(PARAMS)
-    step = jax.jit(training.step(loss_fn))
-    for number in range(steps):
-        weights = fobt.annealed_params(expected, expected_state, fobt.binary(), max(0.0, 1 - number / 16))
-        directions, expected_state = moments.update(jax.grad(loss_fn)(weights), expected_state)
-        rate = 0.05 * (1 + np.cos(np.pi * number / steps)) / 2
-        expected = jax.tree.map(lambda w, u, rate=rate: w - rate * u, expected, directions)
-        params, state, _ = step(params, state)
-    for leaf in PARAMS:
-        np.testing.assert_allclose(params[leaf], expected[leaf], rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="steps must be an integer of at least 1, got 0"):
-        fobt.recipe(0.05, fobt.binary(), 0)
