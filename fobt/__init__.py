@@ -18,6 +18,7 @@ if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can
     from fobt import export, oscillations
     from fobt._src.export.folding import fold_batch_norm
     from fobt._src.optimizers.annealed import anneal
+    from fobt._src.optimizers.calibration import calibrate
     from fobt._src.optimizers.forward_backtrack import forward_backtrack
     from fobt._src.optimizers.optimistic import optimistic, quantized_trial_params
     from fobt._src.optimizers.preconditioner import Preconditioner, adam_preconditioner
@@ -50,6 +51,7 @@ if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can
         "annealed_params",
         "binary",
         "bound_weights",
+        "calibrate",
         "choices",
         "dequantize",
         "export",

@@ -140,7 +140,14 @@ def rules(params):
     return [*quantized, fobt.quantized_params(params, given, quantizer)]
 
 
+def calibrated(params):
+    optimizer, batch = optax.rmsprop(0.1), (jnp.ones_like(params["kernel"]),)
+    state = optimizer.init(params)
+    return fobt.calibrate(optimizer, lambda weights, x: jnp.sum(weights["kernel"] * x), params, state, [batch])
+
+
 TRACED = {
+    "calibrate": calibrated,
     "binary, per_tensor, per_channel, per_block": projections(
         fobt.binary, fobt.per_tensor(), fobt.per_channel(), BLOCKS
     ),
