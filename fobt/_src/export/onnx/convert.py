@@ -142,7 +142,9 @@ def _converted(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
             f"function has the primitive {name}, which to_onnx cannot convert; it knows {', '.join(CONVERTERS)}, scan."
         )
     try:
-        outputs = unrolled(graph, eqn, inputs, _convert) if name == "scan" else CONVERTERS[name](graph, eqn, *inputs)
+        outputs: Any = (
+            unrolled(graph, eqn, inputs, _convert) if name == "scan" else CONVERTERS[name](graph, eqn, *inputs)
+        )
     except Unsupported as reason:
         raise ValueError(f"function has the primitive {name} {reason}, which to_onnx cannot convert.") from None
     return outputs if eqn.primitive.multiple_results else [outputs]

@@ -16,7 +16,7 @@ def unrolled(graph: Graph, eqn: Any, inputs: list[Value], convert: Callable[...,
     """The outputs of a scan; `convert` converts its jaxpr for the inputs of one step."""
     params, length = eqn.params, eqn.params["length"]
     if not isinstance(length, int):
-        raise Unsupported(f"of {length} steps, which must be a number")
+        raise Unsupported(f"of {length} steps")
     begin, end = params["num_consts"], params["num_consts"] + params["num_carry"]
     constants, carry, stacked = inputs[:begin], inputs[begin:end], inputs[end:]
     steps: list[list[Value]] = [[] for _ in range(length)]
