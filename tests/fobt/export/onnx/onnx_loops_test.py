@@ -38,11 +38,13 @@ def test_one_scale_for_all_layers():
     assert_exported(layers(), quantized, normal(4, 8))
 
 
-def test_a_leaf_that_is_transposed_before():
-    quantized = fobt.quantize({"w": jnp.asarray(normal(8, LAYERS, 8))}, None, fobt.per_leaf(("w", fobt.linear(4))))
+def test_a_leaf_along_two_of_its_axes():
+    quantized = fobt.quantize({"w": jnp.asarray(normal(8, 8, 8))}, None, fobt.per_leaf(("w", fobt.linear(4))))
 
     def function(weights, x):
-        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights["w"].transpose(1, 0, 2))[0]
+        for stacked in (weights["w"], weights["w"].transpose(1, 0, 2)):
+            x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w / 8), None), x, stacked)
+        return x
 
     assert_exported(function, quantized, normal(4, 8))
 
