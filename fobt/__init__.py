@@ -18,6 +18,7 @@ if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can
     from fobt import export, oscillations
     from fobt._src.export.folding import fold_batch_norm
     from fobt._src.optimizers.annealed import anneal
+    from fobt._src.optimizers.calibration import calibrate
     from fobt._src.optimizers.forward_backtrack import forward_backtrack
     from fobt._src.optimizers.optimistic import optimistic, quantized_trial_params
     from fobt._src.optimizers.preconditioner import Preconditioner, adam_preconditioner
@@ -29,8 +30,11 @@ if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can
     from fobt._src.training import Training
     from fobt._src.trees.annealing import annealed_params
     from fobt._src.trees.bounds import bound_weights
+    from fobt._src.trees.choices import choices
     from fobt._src.trees.curvature import Curvature
-    from fobt._src.trees.leaves import full_precision, per_leaf
+    from fobt._src.trees.full_precision import full_precision
+    from fobt._src.trees.leaves import per_leaf
+    from fobt._src.trees.linear_maps import linear_maps
     from fobt._src.trees.params import dequantize, quantize, quantized_params
     from fobt._src.trees.value_and_grad import value_and_grad
 
@@ -46,6 +50,8 @@ if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can
         "annealed_params",
         "binary",
         "bound_weights",
+        "calibrate",
+        "choices",
         "dequantize",
         "export",
         "fold_batch_norm",
@@ -53,6 +59,7 @@ if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can
         "full_precision",
         "lapq",
         "linear",
+        "linear_maps",
         "logarithmic",
         "optimistic",
         "oscillations",

@@ -135,17 +135,26 @@ def rules(params):
     quantizer = fobt.per_leaf(("kernel", fobt.linear(3, granularity=fobt.per_tensor())), default=fobt.full_precision())
     state = optax.rmsprop(0.1).init(params)
     given = fobt.Curvature(jax.tree.map(jnp.ones_like, params))
-    return [fobt.quantize(params, state, quantizer), fobt.quantized_params(params, given, quantizer)]
+    maps = fobt.linear_maps(TERNARY, ("bias", fobt.full_precision()), stacked=".*")
+    quantized = [fobt.quantize(params, state, each) for each in (quantizer, maps)]
+    return [*quantized, fobt.quantized_params(params, given, quantizer)]
+
+
+def calibrated(params):
+    optimizer, batch = optax.rmsprop(0.1), (jnp.ones_like(params["kernel"]),)
+    state = optimizer.init(params)
+    return fobt.calibrate(optimizer, lambda weights, x: jnp.sum(weights["kernel"] * x), params, state, [batch])
 
 
 TRACED = {
+    "calibrate": calibrated,
     "binary, per_tensor, per_channel, per_block": projections(
         fobt.binary, fobt.per_tensor(), fobt.per_channel(), BLOCKS
     ),
     "ternary, Quantizer, Quantized": projections(fobt.ternary, fobt.per_tensor(), scale_per_sign=True),
     "linear": projections(functools.partial(fobt.linear, 3), BLOCKS, solver="exact"),
     "logarithmic": projections(functools.partial(fobt.logarithmic, 3), fobt.per_channel(), solver="alternating"),
-    "quantize, quantized_params, Curvature, per_leaf, full_precision": rules,
+    "quantize, quantized_params, Curvature, per_leaf, linear_maps, full_precision": rules,
     "Training": trained,
     "pack, unpack, dequantize, Packed": packed_and_back,
     "packed_matmul": products,
@@ -199,6 +208,7 @@ CONCRETE = {
     "lapq, LapqResult": post_training,
     "reestimate_batch_stats": statistics,
     "save_packed, load_packed, PackedFile, PackedArray": files,
+    "choices": lambda params, _: str(fobt.choices(TERNARY, params)),
     "size_report, SizeReport, LeafSize": lambda params, _: str(
         fobt.packed.size_report(fobt.quantize(params, None, TERNARY))
     ),

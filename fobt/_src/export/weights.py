@@ -21,7 +21,7 @@ class Weights:
     """A quantized leaf whose axes can still be put into another order.
 
     Attributes:
-      name: its path in the tree.
+      name: its path in the tree; with a number behind it for one row of it.
       codes: the codes, int8.
       scales: α, or those of positive and of negative codes; of the rank of the codes, each axis of size 1, of full
         size, or, along `block_axis`, one for `block_size` weights.
@@ -84,6 +84,19 @@ class Weights:
             codes=np.flip(self.codes, tuple(axes)),
             scales=tuple(np.flip(scale, tuple(axes)) for scale in self.scales),
             reversed_axes=self.reversed_axes ^ {self.order[axis] for axis in axes},
+        )
+
+    def row(self, index: int) -> Weights | None:
+        """The weights at an index of the first axis, as a leaf by itself; None where the axes were changed before."""
+        if self.order != tuple(range(len(self.shape))) or self.reversed_axes or self.block_axis == 0:
+            return None
+        return dataclasses.replace(
+            self,
+            name=f"{self.name}/{index}",
+            codes=self.codes[index],
+            scales=tuple(scale[min(index, len(scale) - 1)] for scale in self.scales),
+            order=self.order[:-1],
+            block_axis=None if self.block_axis is None else self.block_axis - 1,
         )
 
     @property

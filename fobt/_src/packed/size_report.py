@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ class LeafSize:
       path: where it is in its tree.
       shape: the shape of the weights, (n,) for n weights of several leaves.
       stored_as: the grid and how its codes are stored, or the dtype of an array.
+      scale_for: which weights share a scale: "tensor"; "axis 2" or "axes 0, 2", of whose indices each has one; or
+        "block of 32, axis 0"; empty for an array, and for several leaves.
+      scales: the number of scales, two of each where signs have their own.
       nbytes: bytes of codes and scales, or of the array.
       is_quantized: whether it is of codes and scales.
     """
@@ -27,6 +31,8 @@ class LeafSize:
     path: str
     shape: tuple[int, ...]
     stored_as: str
+    scale_for: str
+    scales: int
     nbytes: int
     is_quantized: bool
 
@@ -68,16 +74,19 @@ class SizeReport:
     file: LeafSize | None
 
     def __str__(self) -> str:
-        rows = [("path", "shape", "stored as", "bytes", "bits/weight", "times smaller than float32")]
+        rows = [
+            ("path", "shape", "stored as", "scale for", "scales", "bytes", "bits/weight", "times smaller than float32")
+        ]
         for leaf in (*self.leaves, self.quantized, self.total, *([self.file] if self.file else [])):
-            shape = "×".join(map(str, leaf.shape)) or "scalar"
+            shape = "×".join(f"{length:,}" for length in leaf.shape) or "scalar"
             bits, times = ("" if math.isnan(x) else f"{x:.3f}" for x in (leaf.bits_per_weight, leaf.times_smaller))
-            rows.append((leaf.path, shape, leaf.stored_as, f"{leaf.nbytes:,}", bits, times))
+            scales = f"{leaf.scales:,}" if leaf.scales else ""
+            rows.append((leaf.path, shape, leaf.stored_as, leaf.scale_for, scales, f"{leaf.nbytes:,}", bits, times))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         # Names to the left, numbers to the right.
         return "\n".join(
             "  ".join(
-                text.ljust(w) if i in (0, 2) else text.rjust(w)
+                text.ljust(w) if i in (0, 2, 3) else text.rjust(w)
                 for i, (text, w) in enumerate(zip(row, widths, strict=True))
             )
             for row in rows
@@ -105,11 +114,11 @@ def size_report(source: Any) -> SizeReport:
       >>> report.quantized.nbytes, report.quantized.bits_per_weight
       (44, 1.1)
       >>> print(report)
-      path       shape  stored as      bytes  bits/weight  times smaller than float32
-      bias          10  float32           40       32.000                       1.000
-      kernel     32×10  binary, 1 bit     44        1.100                      29.091
-      quantized    320                    44        1.100                      29.091
-      total        330                    84        2.036                      15.714
+      path       shape  stored as      scale for  scales  bytes  bits/weight  times smaller than float32
+      bias          10  float32                              40       32.000                       1.000
+      kernel     32×10  binary, 1 bit  tensor          1     44        1.100                      29.091
+      quantized    320                                 1     44        1.100                      29.091
+      total        330                                 1     84        2.036                      15.714
     """
     leaves: list[LeafSize] = []
     if isinstance(source, str | os.PathLike):
@@ -138,11 +147,26 @@ def _leaf_size(path: str, leaf: Any) -> LeafSize:
     elif hasattr(leaf, "encoding"):
         spacing, bits, encoding = leaf.grid.spacing, leaf.grid.bits, leaf.encoding
     else:
-        return LeafSize(path, tuple(leaf.shape), str(leaf.dtype), _array_bytes(leaf), False)
+        return LeafSize(path, tuple(leaf.shape), str(leaf.dtype), "", 0, _array_bytes(leaf), False)
     width = "base 3" if encoding == "base3" else f"{bits} bit" + "s" * (bits > 1)
     name = "ternary" if bits == 2 else spacing
     nbytes = _array_bytes(leaf.codes) + _array_bytes(leaf.scale)
-    return LeafSize(path, tuple(leaf.shape), f"{name}, {width}", nbytes, True)
+    scale_for, scales = _scale_for(leaf.granularity, len(leaf.shape)), math.prod(leaf.scale.shape)
+    return LeafSize(path, tuple(leaf.shape), f"{name}, {width}", scale_for, scales, nbytes, True)
+
+
+def _scale_for(granularity: Any, rank: int) -> str:
+    """Which weights share a scale, in words, of a granularity or of what a file says of it."""
+    if not isinstance(granularity, Mapping):
+        from fobt._src.packed.stored import described  # not at the top: for a file JAX is not needed
+
+        granularity = described(granularity)
+    if granularity["per"] == "tensor":
+        return "tensor"
+    if granularity["per"] == "block":
+        return f"block of {granularity['size']}, axis {granularity['axis'] % rank}"
+    axes = sorted(axis % rank for axis in granularity["axes"])
+    return f"ax{'is' if len(axes) == 1 else 'es'} {', '.join(map(str, axes))}"
 
 
 def _array_bytes(array: Any) -> int:
@@ -151,8 +175,8 @@ def _array_bytes(array: Any) -> int:
 
 def _report(leaves: list[LeafSize], file_bytes: int | None) -> SizeReport:
     def together(name: str, parts: list[LeafSize]) -> LeafSize:
-        size, nbytes = (sum(getattr(leaf, count) for leaf in parts) for count in ("size", "nbytes"))
-        return LeafSize(name, (size,), "", nbytes, all(leaf.is_quantized for leaf in parts))
+        size, scales, nbytes = (sum(getattr(leaf, count) for leaf in parts) for count in ("size", "scales", "nbytes"))
+        return LeafSize(name, (size,), "", "", scales, nbytes, all(leaf.is_quantized for leaf in parts))
 
     quantized, total = together("quantized", [leaf for leaf in leaves if leaf.is_quantized]), together("total", leaves)
     file = None if file_bytes is None else dataclasses.replace(total, path="file", nbytes=file_bytes)

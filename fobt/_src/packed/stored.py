@@ -34,7 +34,7 @@ def to_stored(path: str, leaf: Quantized | Packed) -> PackedArray:
             shape=shape,
             spacing=grid.spacing,
             bits=grid.bits,
-            granularity=_described(leaf.granularity),
+            granularity=described(leaf.granularity),
             scales=leaf.scales,
             dtype=jnp.dtype(leaf.dtype).name,
             encoding=encoding,
@@ -63,7 +63,8 @@ def from_stored(path: str, leaf: PackedArray | np.ndarray) -> Packed | jax.Array
     )
 
 
-def _described(granularity: Granularity) -> dict[str, Any]:
+def described(granularity: Granularity) -> dict[str, Any]:
+    """A granularity as files describe it."""
     match granularity:
         case PerTensor():
             return {"per": "tensor"}

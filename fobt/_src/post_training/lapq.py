@@ -16,8 +16,8 @@ from jax.typing import ArrayLike
 
 from fobt._src.base.checks import check_number
 from fobt._src.base.tree_paths import leaf_paths
-from fobt._src.quantizers.clipping import lp_clipping_value
-from fobt._src.quantizers.granularity import PerTensor
+from fobt._src.quantizers.clipping import lp_clipping_values
+from fobt._src.quantizers.granularity import PerChannel, PerTensor
 from fobt._src.quantizers.quantizer import Quantizer
 from fobt._src.trees.leaves import TreeQuantizer, leaf_quantizers
 from fobt._src.trees.params import dequantize
@@ -33,7 +33,8 @@ class LapqResult:
 
     Attributes:
       quantized: the tree of params with a `Quantized` in place of every quantized leaf, as `quantize` returns it.
-      clipping_values: the clipping value c of every quantized leaf, which is its scale, by path.
+      clipping_values: the clipping value c of every quantized leaf by path, or the array of those of its channels,
+        which are its scale.
       norm_losses: the calibration loss for each of the norms p.
       norm: the p, one of these or the vertex of the parabola through them, from which the joint search started.
       norm_loss: its calibration loss.
@@ -43,7 +44,7 @@ class LapqResult:
     """
 
     quantized: Any
-    clipping_values: dict[str, float]
+    clipping_values: dict[str, Any]
     norm_losses: tuple[float, ...]
     norm: float
     norm_loss: float
@@ -72,6 +73,9 @@ def lapq(
        them. The best of these clipping values is the start of the next phase.
     3. Powell's method on the logarithms of all clipping values jointly, which keeps them positive.
 
+    With a scale for each channel, each has a clipping value c of the first phase, and the third phase searches one
+    factor for each leaf, by which all of its clipping values are multiplied.
+
     The result is the best of all evaluated clipping values, so no phase makes it worse. The correction of the mean of
     the quantized weights, which is described with the method, is left out: codes and a scale cannot hold it.
 
@@ -81,7 +85,7 @@ def lapq(
       loss_fn: a function of the weights, a tree like `params`, to the scalar calibration loss; usually it closes over
         some hundred examples. It must be traceable by `jax.jit`; a value that is not finite is never chosen.
       params: trained full-precision weights.
-      quantizer: what is quantized and how: any grid, with one scale per tensor.
+      quantizer: what is quantized and how: any grid, with one scale per tensor or per channel.
       norms: three or more different p ≥ 1; by default the published ones, ten from 2 to 4.
       max_evaluations: how often the third phase may evaluate the loss; 0 leaves it out.
       tolerance: the third phase ends when a sweep over all directions lowers the loss by less than this share of it.
@@ -90,7 +94,7 @@ def lapq(
       The quantized weights and how they were found.
 
     Raises:
-      ValueError: an argument is out of range, a quantizer has more than one scale per tensor, or the loss is not a
+      ValueError: an argument is out of range, a quantizer has scales per block or sign, or the loss is not a
         scalar, or finite for none of the norms.
 
     Example:
@@ -114,10 +118,10 @@ def lapq(
     leaves, structure = jax.tree.flatten(params)
     quantizers = leaf_quantizers(quantizer, params)
     paths = leaf_paths(params)
-    _check_one_scale(quantizers, paths)
+    _check_granularity(quantizers, paths)
     searched = [i for i, (leaf, q) in enumerate(zip(leaves, quantizers, strict=True)) if q and bool(jnp.any(leaf != 0))]
 
-    def quantize(leaves: list[jax.Array], clipping_values: jax.Array) -> Any:
+    def quantize(leaves: list[jax.Array], clipping_values: list[jax.Array]) -> Any:
         scales = dict(zip(searched, clipping_values, strict=True))
         quantized = [
             leaf if q is None else q.round_to_nearest(leaf, scales[i]) if i in scales else q(leaf)
@@ -126,18 +130,18 @@ def lapq(
         return jax.tree.unflatten(structure, quantized)
 
     loss = jax.jit(lambda leaves, clipping_values: loss_fn(dequantize(quantize(leaves, clipping_values))))
-    evaluations: list[tuple[float, np.ndarray]] = []
+    evaluations: list[tuple[float, list[np.ndarray]]] = []
 
-    def evaluate(clipping_values: np.ndarray) -> float:
-        value = np.asarray(loss(leaves, jnp.asarray(clipping_values)))
+    def evaluate(clipping_values: list[np.ndarray]) -> float:
+        value = np.asarray(loss(leaves, list(map(jnp.asarray, clipping_values))))
         if value.shape != ():
             raise ValueError(f"loss_fn must return a scalar, got shape {value.shape}.")
         evaluations.append((float(value) if np.isfinite(value) else math.inf, clipping_values))
         return evaluations[-1][0]
 
-    def clipping_values_of(norm: float) -> np.ndarray:
-        values = [lp_clipping_value(leaves[i], quantizers[i], jnp.asarray(norm)) for i in searched]
-        return np.asarray(jax.device_get(values), float)
+    def clipping_values_of(norm: float) -> list[np.ndarray]:
+        values = [lp_clipping_values(leaves[i], quantizers[i], jnp.asarray(norm)) for i in searched]
+        return [np.asarray(value, float) for value in jax.device_get(values)]
 
     norm_losses = [evaluate(clipping_values_of(norm)) for norm in norms]
     if not np.any(np.isfinite(norm_losses)):
@@ -151,8 +155,10 @@ def lapq(
     if searched and max_evaluations > 0:
         with np.errstate(all="ignore"):  # differences of losses that are not finite
             scipy.optimize.minimize(
-                lambda log_factors: evaluate(start * np.exp(log_factors)),
-                np.zeros_like(start),
+                lambda log_factors: evaluate(
+                    [c * factor for c, factor in zip(start, np.exp(log_factors), strict=True)]
+                ),
+                np.zeros(len(start)),
                 method="Powell",
                 options={
                     "direc": _FIRST_STEP * np.eye(len(start)),
@@ -163,8 +169,10 @@ def lapq(
             )
     best_loss, best = min(evaluations, key=lambda evaluation: evaluation[0])
     return LapqResult(
-        quantized=jax.jit(quantize)(leaves, jnp.asarray(best)),
-        clipping_values={paths[i]: float(value) for i, value in zip(searched, best, strict=True)},
+        quantized=jax.jit(quantize)(leaves, list(map(jnp.asarray, best))),
+        clipping_values={
+            paths[i]: value if value.ndim else float(value) for i, value in zip(searched, best, strict=True)
+        },
         norm_losses=tuple(norm_losses),
         norm=norm,
         norm_loss=norm_loss,
@@ -195,10 +203,12 @@ def _checked_norms(norms: Sequence[float]) -> tuple[float, ...]:
     return checked
 
 
-def _check_one_scale(quantizers: Sequence[Quantizer | None], paths: Sequence[str]) -> None:
+def _check_granularity(quantizers: Sequence[Quantizer | None], paths: Sequence[str]) -> None:
     for quantizer, path in zip(quantizers, paths, strict=True):
-        if quantizer is not None and (quantizer.granularity != PerTensor() or quantizer.scales != 1):
+        if quantizer is not None and (
+            not isinstance(quantizer.granularity, PerTensor | PerChannel) or quantizer.scales != 1
+        ):
             raise ValueError(
-                f"quantizer must have one scale per tensor, got {quantizer.granularity!r} with {quantizer.scales} "
-                f"scale(s) at {path!r}: there is one clipping value for each leaf."
+                f"quantizer must have one scale per tensor or per channel, got {quantizer.granularity!r} with "
+                f"{quantizer.scales} scale(s) at {path!r}."
             )

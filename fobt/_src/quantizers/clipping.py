@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -11,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from fobt._src.quantizers import solvers
+from fobt._src.quantizers.granularity import PerTensor
 from fobt._src.quantizers.quantizer import Quantizer
 
 # Candidates per octave are as many as this many roundings of a weight pay for. Few weights make an objective with many
@@ -21,6 +23,23 @@ _LEAST_PER_OCTAVE, _MOST_PER_OCTAVE = 8, 512
 _ZOOMS, _ZOOM = 3, 8
 # Roundings in one step of the loop over candidates, where a tensor has fewer weights.
 _BATCH = 2**16
+
+
+@functools.partial(jax.jit, static_argnames="quantizer")
+def lp_clipping_values(weights: jax.Array, quantizer: Quantizer, norm: ArrayLike) -> jax.Array:
+    """The `lp_clipping_value` of the tensor or of each channel, in the shape of the scale.
+
+    A channel of zeros, for which every value is as good, has the scale of its projection.
+    """
+    if isinstance(quantizer.granularity, PerTensor):
+        return lp_clipping_value(weights, quantizer, norm)
+    summed = quantizer.granularity.axes(weights.ndim)
+    kept = [axis for axis in range(weights.ndim) if axis not in summed]
+    channels = weights.transpose(*kept, *summed).reshape(math.prod(weights.shape[axis] for axis in kept), -1)
+    of_one = dataclasses.replace(quantizer, granularity=PerTensor(), stacked=0)
+    values = jax.vmap(lambda channel: lp_clipping_value(channel, of_one, norm))(channels)
+    values = values.reshape([weights.shape[axis] if axis in kept else 1 for axis in range(weights.ndim)])
+    return jnp.where(values == 0, quantizer(weights).scale, values)
 
 
 @functools.partial(jax.jit, static_argnames="quantizer")

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import warnings
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.typing import ArrayLike
 
 from fobt._src.base.checks import check_arrays
 from fobt._src.base.tree_paths import leaf_paths
 from fobt._src.quantizers.quantizer import Quantizer
-
-Selector: TypeAlias = str | Callable[[str, Any], bool] | Any
-Rule: TypeAlias = tuple[Selector, "LeafQuantizer"]
-
-
-@dataclasses.dataclass(frozen=True)
-class FullPrecision:
-    """The quantizer that leaves weights as they are. Made by `full_precision`."""
-
-    def __call__(self, weights: ArrayLike, curvature: ArrayLike | None = None) -> jax.Array:
-        """Returns the weights as they are; the curvature does not matter."""
-        del curvature
-        return jnp.asarray(weights)
-
-
-LeafQuantizer: TypeAlias = Quantizer | FullPrecision
+from fobt._src.trees.full_precision import FullPrecision, LeafQuantizer
+from fobt._src.trees.linear_maps import LinearMaps, quantizers_of_linear_maps
+from fobt._src.trees.rules import Rule, check_rules, is_floating, ruled
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,24 +23,13 @@ class PerLeaf:
     """Different quantizers for different leaves. Made by `per_leaf`."""
 
     rules: tuple[Rule, ...]
-    default: LeafQuantizer
+    default: LeafQuantizer | LinearMaps
 
 
-TreeQuantizer: TypeAlias = Quantizer | FullPrecision | PerLeaf
+TreeQuantizer: TypeAlias = Quantizer | FullPrecision | LinearMaps | PerLeaf
 
 
-def full_precision() -> FullPrecision:
-    """The quantizer that leaves weights in full precision: loss-aware training with it is plain training.
-
-    Example:
-      >>> import fobt
-      >>> fobt.full_precision()([0.5, -2.0])
-      Array([ 0.5, -2. ], dtype=float32)
-    """
-    return FullPrecision()
-
-
-def per_leaf(*rules: Rule, default: LeafQuantizer = FullPrecision()) -> PerLeaf:
+def per_leaf(*rules: Rule, default: LeafQuantizer | LinearMaps = FullPrecision()) -> PerLeaf:  # noqa: B008 - immutable
     r"""Combines quantizers into one that treats different leaves of a tree differently.
 
     Each rule is a pair (selector, quantizer); the first rule that selects a leaf decides. A selector is one of
@@ -73,7 +45,8 @@ def per_leaf(*rules: Rule, default: LeafQuantizer = FullPrecision()) -> PerLeaf:
 
     Args:
       *rules: pairs of a selector and a quantizer (not another `per_leaf`).
-      default: the quantizer for all other leaves of two or more dimensions; by default they stay in full precision.
+      default: the quantizer for all other leaves of two or more dimensions; by default they stay in full precision. Or
+        a `linear_maps`, which chooses among the other leaves; rules do not have the axes that it finds.
 
     Returns:
       A quantizer for trees, to be given wherever the library takes one.
@@ -91,15 +64,8 @@ def per_leaf(*rules: Rule, default: LeafQuantizer = FullPrecision()) -> PerLeaf:
       >>> quantized["conv"]["kernel"].grid.bits, quantized["dense"]["kernel"].grid.bits, quantized["conv"]["bias"]
       (4, 1, Array([1., 1.], dtype=float32))
     """
-    for rule in rules:
-        if not (isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[1], LeafQuantizer)):
-            raise ValueError(f"per_leaf: a rule must be a pair (selector, quantizer), got {rule!r}.")
-        if isinstance(rule[0], str):
-            try:
-                re.compile(rule[0])
-            except re.error as error:
-                raise ValueError(f"per_leaf: selector {rule[0]!r} is no regular expression: {error}.") from error
-    if not isinstance(default, LeafQuantizer):
+    check_rules("per_leaf", rules)
+    if not isinstance(default, LeafQuantizer | LinearMaps):
         raise ValueError(f"per_leaf: default must be a quantizer, got {default!r}.")
     return PerLeaf(rules, default)
 
@@ -110,30 +76,24 @@ def leaf_quantizers(quantizer: TreeQuantizer, params: optax.Params) -> list[Quan
     check_arrays(params)
     paths, leaves = leaf_paths(params), jax.tree.leaves(params)
     rules, default = (quantizer.rules, quantizer.default) if isinstance(quantizer, PerLeaf) else ((), quantizer)
-    chosen: list[LeafQuantizer | None] = [None] * len(leaves)
-    for selector, rule_quantizer in rules:
-        selected = [
-            i for i, chooses in enumerate(_select(selector, params, paths, leaves)) if chooses and chosen[i] is None
-        ]
-        if leaves and not selected:
-            raise ValueError(f"per_leaf: selector {selector!r} selects none of the leaves left to it; paths: {paths}.")
-        for i in selected:
-            if not _is_floating(leaves[i]):
-                raise ValueError(
-                    f"per_leaf: selector {selector!r} selects {paths[i]!r} of dtype {jnp.result_type(leaves[i])}; "
-                    "only floating leaves can be quantized."
-                )
-            chosen[i] = rule_quantizer
+    chosen = ruled("per_leaf", rules, params)
+    if isinstance(default, LinearMaps):
+        others = quantizers_of_linear_maps(default, params)
+        return [_or_none(other if ours is None else ours) for ours, other in zip(chosen, others, strict=True)]
     least_rank = 2 + (default.stacked if isinstance(default, Quantizer) else 0)
     taken = [
         i
         for i, leaf in enumerate(leaves)
-        if chosen[i] is None and isinstance(default, Quantizer) and _is_floating(leaf) and jnp.ndim(leaf) >= least_rank
+        if chosen[i] is None and isinstance(default, Quantizer) and is_floating(leaf) and jnp.ndim(leaf) >= least_rank
     ]
     for i in taken:
         chosen[i] = default
     _warn_of_vectors([f"{paths[i]} {jnp.shape(leaves[i])}" for i in taken if _is_called_like_a_vector(paths[i], paths)])
-    return [leaf_quantizer if isinstance(leaf_quantizer, Quantizer) else None for leaf_quantizer in chosen]
+    return list(map(_or_none, chosen))
+
+
+def _or_none(quantizer: LeafQuantizer | None) -> Quantizer | None:
+    return quantizer if isinstance(quantizer, Quantizer) else None
 
 
 def _is_called_like_a_vector(path: str, paths: list[str]) -> bool:
@@ -147,7 +107,7 @@ def _warn_of_vectors(leaves: list[str]) -> None:
         warnings.warn(
             f"the quantizer takes these leaves for matrices: {', '.join(leaves)}. If tensors are stacked along leading "
             "axes (seeds, scanned layers), say so, as in fobt.binary(stacked=1), and each has scales of its own; "
-            "otherwise choose leaves with fobt.per_leaf.",
+            "otherwise choose leaves with fobt.per_leaf, or those of linear maps with fobt.linear_maps.",
             stacklevel=2,
         )
 
@@ -155,9 +115,10 @@ def _warn_of_vectors(leaves: list[str]) -> None:
 def check_quantizer(quantizer: TreeQuantizer) -> None:
     """Raises a ValueError unless `quantizer` is one."""
     if not isinstance(quantizer, TreeQuantizer):
+        given = repr(quantizer) if isinstance(quantizer, str | None) else f"a {type(quantizer).__name__}"
         raise ValueError(
-            "quantizer must be made by fobt.binary, ternary, linear, logarithmic, full_precision or per_leaf, "
-            f"got {repr(quantizer) if isinstance(quantizer, str | None) else f'a {type(quantizer).__name__}'}."
+            "quantizer must be made by fobt.binary, ternary, linear, logarithmic, full_precision, per_leaf or "
+            f"linear_maps, got {given}."
         )
 
 
@@ -175,24 +136,3 @@ def check_same_choices(
                 f"quantizer must be the same everywhere: at leaf {path!r} {first_name} has {ours}, {second_name} "
                 f"{theirs}. Make it once and give it to both."
             )
-
-
-def _select(selector: Selector, params: optax.Params, paths: list[str], leaves: list[Any]) -> list[bool]:
-    if isinstance(selector, str):
-        return [re.fullmatch(selector, path) is not None for path in paths]
-    if callable(selector):
-        return [bool(selector(path, leaf)) for path, leaf in zip(paths, leaves, strict=True)]
-    mask = selector
-    if leaf_paths(mask) != paths:  # wrappers around arrays do not matter
-        try:
-            mask = jax.tree.broadcast(selector, params)
-        except ValueError as error:
-            raise ValueError(f"per_leaf: the mask {selector!r} does not match the params: {error}") from error
-    selected = jax.tree.leaves(mask)
-    if not all(isinstance(chosen, bool | np.bool_) for chosen in selected):
-        raise ValueError(f"per_leaf: a mask must be a tree of bools, got {selector!r}.")
-    return selected
-
-
-def _is_floating(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)

@@ -263,9 +263,9 @@ def test_sharded_params(axis_type):
         ({"quantizer": 3}, "quantizer must be made by"),
         (
             {"quantizer": fobt.ternary(scale_per_sign=True)},
-            r"one scale per tensor, got PerTensor\(\) with 2 scale\(s\) at 'first'",
+            r"one scale per tensor or per channel, got PerTensor\(\) with 2 scale\(s\) at 'first'",
         ),
-        ({"quantizer": fobt.linear(3, granularity=fobt.per_channel())}, "one scale per tensor, got PerChannel"),
+        ({"quantizer": fobt.linear(3, granularity=fobt.per_block(2))}, "per tensor or per channel, got PerBlock"),
         ({"loss_fn": lambda weights: weights["first"][0]}, r"loss_fn must return a scalar, got shape \(12,\)"),
     ],
 )
@@ -273,3 +273,26 @@ def test_errors_name_the_argument(options, message):
     arguments = {"loss_fn": quadratic, "params": two_leaves(), "quantizer": fobt.linear(3)} | options
     with pytest.raises(ValueError, match=message):
         fobt.lapq(arguments.pop("loss_fn"), arguments.pop("params"), arguments.pop("quantizer"), **arguments)
+
+
+def test_channels_have_clipping_values_of_their_own():
+    """Those of each channel alone, times one factor for the leaf that the joint search finds."""
+    kernel = jnp.array([1.0, 5.0, 0.0])[None] * jax.random.normal(jax.random.key(3), (8, 3))
+    quantizer = fobt.linear(3, granularity=fobt.per_channel())
+
+    def loss_fn(weights):
+        return jnp.sum((weights["w"] - 0.7 * kernel) ** 2)  # smaller levels are better
+
+    def lapq(**options):
+        return fobt.lapq(loss_fn, {"w": kernel}, quantizer, norms=(2.0, 3.0, 4.0), **options)
+
+    start = lapq(max_evaluations=0)
+    alone = [float(lp_clipping_value(kernel[:, i], fobt.linear(3), start.norm)) for i in range(2)]
+    np.testing.assert_allclose(start.clipping_values["w"], [[*alone, 1.0]], rtol=1e-5)  # a channel of zeros has scale 1
+    found = lapq()
+    factors = found.clipping_values["w"] / start.clipping_values["w"]
+    np.testing.assert_allclose(factors, factors[0, 0], rtol=1e-6)
+    assert factors[0, 0] < 0.9
+    assert found.loss < 0.9 * start.loss
+    np.testing.assert_allclose(found.quantized["w"].scale, found.clipping_values["w"], rtol=1e-6)
+    np.testing.assert_allclose(loss_fn(fobt.dequantize(found.quantized)), found.loss, rtol=1e-5)

@@ -48,9 +48,10 @@ def to_litert(function: Callable[..., Any], quantized: Any, *inputs: Any) -> byt
       UserWarning: the function does not use a quantized leaf, which is left out of the model.
 
     Raises:
-      ValueError: a leaf cannot be stored: it has two scales, blocks, scales along two axes or ones that are not finite,
-        5 bits on a logarithmic grid, or weights that are not float32. Or the function uses something that LiteRT or its
-        converter does not have, which the message names: while loops, sorting, random numbers, integers of few bits.
+      ValueError: a leaf cannot be stored: it has two scales, blocks, scales along two axes where it is used, or ones
+        that are not finite, 5 bits on a logarithmic grid, or weights that are not float32. Or the function uses
+        something that LiteRT or its converter does not have, which the message names: while loops, sorting, random
+        numbers, integers of few bits.
       ImportError: one of the two packages is not installed.
 
     Example:

@@ -43,8 +43,6 @@ def check_leaf(leaf: Weights) -> None:
         reason = "has two scales, allowed is one"
     elif leaf.block_axis is not None:
         reason = "has a scale for each block, allowed is one for the tensor or for each index of one axis"
-    elif sum(size > 1 for size in leaf.scales[0].shape) > 1:
-        reason = f"has scales of shape {leaf.scales[0].shape}, allowed is one axis with more than one"
     elif not np.all(np.isfinite(leaf.scales[0])):
         reason = "has a scale that is infinite or no number"
     elif leaf.grid.bits not in _STORED_BITS[leaf.grid.spacing]:
@@ -60,8 +58,8 @@ class _Integers:
     Attributes:
       name: the path of the leaf.
       codes: the integers, int8.
-      step: the weight of integer 1, positive, float32; of the rank of the codes, with at most one axis of full size,
-        the others of size 1.
+      step: the weight of integer 1, positive, float32; of the rank of the codes, with axes of full size, of which
+        LiteRT takes one at most, and others of size 1.
       bits: 2, 4 or 8, of each integer.
     """
 
@@ -81,21 +79,25 @@ class _Integers:
         step = np.where(step == 0, np.float32(1), np.abs(step))
         return cls(leaf.name, codes, step, _STORED_BITS[leaf.grid.spacing][leaf.grid.bits])
 
-    def rearranged(self, layout: Callable[[np.ndarray], np.ndarray]) -> _Integers | None:
-        """The integers in another order or shape, or None where their steps would vary along two axes."""
+    @property
+    def is_storable(self) -> bool:
+        """Whether their steps vary along one axis at most."""
+        return sum(size > 1 for size in self.step.shape) <= 1
+
+    def rearranged(self, layout: Callable[[np.ndarray], np.ndarray]) -> _Integers:
+        """The integers in another order or shape."""
         codes, step = layout(self.codes), layout(np.broadcast_to(self.step, self.codes.shape))
         for axis in range(step.ndim):
             first = step[(slice(None),) * axis + (slice(0, 1),)]
             step = first if np.all(step == first) else step
-        if sum(size > 1 for size in step.shape) > 1:
-            return None
         return dataclasses.replace(self, codes=codes, step=step)
 
 
 def _store(graph: Graph, tensor: int, integers: _Integers) -> bool:
     """Makes a tensor the dequantized integers; False if nothing uses it.
 
-    What only rearranges them is done here, so that it costs nothing where the model runs. A product of a matrix with
+    What only rearranges them is done here, so that it costs nothing where the model runs, and so that scales for each
+    head and dimension become those of one axis; not where it would make two axes of one. A product of a matrix with
     two axes becomes the operator for dense layers, which is faster and wants the matrix transposed.
     """
     if not integers.codes.size:
@@ -106,15 +108,13 @@ def _store(graph: Graph, tensor: int, integers: _Integers) -> bool:
         used = True
         layout = graph.layout(operator)
         moved = integers.rearranged(layout) if layout is not None and operator.inputs[0] == tensor else None
-        if moved is not None:
+        if moved is not None and (moved.is_storable or not integers.is_storable):
             graph.remove(operator)
             _store(graph, operator.outputs[0], moved)
         elif graph.is_product_with_matrix(operator, tensor):
             if transposed is None:
                 transposed = graph.new_tensor(integers.codes.shape[::-1])
-                matrix = integers.rearranged(np.transpose)
-                assert matrix is not None  # The axes are the same.
-                _add(graph, transposed, matrix)
+                _add(graph, transposed, integers.rearranged(np.transpose))
             graph.make_dense(operator, transposed)
         else:
             kept = True
@@ -124,6 +124,11 @@ def _store(graph: Graph, tensor: int, integers: _Integers) -> bool:
 
 
 def _add(graph: Graph, tensor: int, integers: _Integers) -> None:
+    if not integers.is_storable:
+        raise ValueError(
+            f"quantized has the leaf {integers.name!r}, which LiteRT cannot store: where it is used it has scales of "
+            f"shape {integers.step.shape}, allowed is one axis with more than one."
+        )
     graph.add_dequantized(
         tensor,
         integers.name,

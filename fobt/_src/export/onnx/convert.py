@@ -16,6 +16,7 @@ from fobt._src.base.tree_paths import leaf_paths
 from fobt._src.export.calls import called_jaxpr
 from fobt._src.export.onnx.functions import DOMAIN
 from fobt._src.export.onnx.graph import Constant, Graph, Tensor, Value
+from fobt._src.export.onnx.loops import unrolled
 from fobt._src.export.onnx.primitives import CONVERTERS
 from fobt._src.export.onnx.types import Unsupported
 from fobt._src.export.onnx.weights import emit
@@ -37,7 +38,8 @@ def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: b
       do not fill bytes are stored like this, too, because onnxruntime misreads them as INT2.
 
     A leaf is stored once, in the order of axes in which the graph uses it first, under its path; where that is a name
-    of the graph's own, such as input, it has a number behind it. What does not depend on the inputs and on quantized
+    of the graph's own, such as input, it has a number behind it. Of layers that are stacked for a loop each has weights
+    of its own, with its number behind the path. What does not depend on the inputs and on quantized
     leaves is computed beforehand. Two-bit tensors need opset 25 (onnxruntime 1.24 or newer); everything else is opset
     21.
 
@@ -51,7 +53,8 @@ def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: b
     Args:
       function: from a tree of weights, and the inputs, to an array or a tree of arrays. It may use dense layers,
         embeddings, convolutions and transposed ones, pooling, elementwise functions, reductions, sorting, reshaping,
-        slicing, indexing, concatenation and padding; no loops.
+        slicing, indexing, concatenation and padding; and loops of a known number of steps (`lax.scan`), which are
+        unrolled.
       quantized: the tree of weights as `quantize` or `pack` returns it; other leaves are stored as they are.
       *inputs: one example, array or `jax.ShapeDtypeStruct`, for every further argument. A dimension that is symbolic
         (`jax.export.symbolic_shape`) is free in the model.
@@ -134,12 +137,14 @@ def _convert(graph: Graph, closed: core.ClosedJaxpr, arguments: list[Value]) -> 
 def _converted(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
     """The outputs of an equation, computed by the graph."""
     name = eqn.primitive.name
-    if name not in CONVERTERS:
+    if name not in (*CONVERTERS, "scan"):
         raise ValueError(
-            f"function has the primitive {name}, which to_onnx cannot convert; it knows {', '.join(CONVERTERS)}."
+            f"function has the primitive {name}, which to_onnx cannot convert; it knows {', '.join(CONVERTERS)}, scan."
         )
     try:
-        outputs = CONVERTERS[name](graph, eqn, *inputs)
+        outputs: Any = (
+            unrolled(graph, eqn, inputs, _convert) if name == "scan" else CONVERTERS[name](graph, eqn, *inputs)
+        )
     except Unsupported as reason:
         raise ValueError(f"function has the primitive {name} {reason}, which to_onnx cannot convert.") from None
     return outputs if eqn.primitive.multiple_results else [outputs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -24,12 +25,29 @@ def broadcast_shape(values: Sequence[Value]) -> tuple[Any, ...]:
     return tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*padded, strict=True))
 
 
+def trimmed(values: Sequence[Value]) -> list[Value]:
+    """The values, constants without leading axes of 1 where that leaves the shape of the result as it is.
+
+    For a bias of shape (1, n) onnxruntime 1.32 takes Gemm, and dequantizes the whole matrix in each run.
+    """
+    rank = max((len(value.shape) for value in values if not isinstance(value, Constant)), default=None)
+    if rank is None:
+        return list(values)
+
+    def without_ones(value: Value) -> Value:
+        if not isinstance(value, Constant) or len(value.shape) > rank:
+            return value
+        return Constant(value.array.reshape(list(itertools.dropwhile(lambda size: size == 1, value.shape))))
+
+    return list(map(without_ones, values))
+
+
 def elementwise(op: str, **attributes: Any) -> Converter:
     """The operator of that name; its inputs may still have to be broadcast."""
 
     def convert(graph: Graph, eqn: Any, *inputs: Value) -> Value:
         del eqn
-        return graph.compute(op, inputs, broadcast_shape(inputs), **attributes)
+        return graph.compute(op, trimmed(inputs), broadcast_shape(inputs), **attributes)
 
     return convert
 
@@ -39,7 +57,7 @@ def comparison(op: str) -> Converter:
 
     def convert(graph: Graph, eqn: Any, *inputs: Value) -> Value:
         del eqn
-        return graph.compare(op, inputs, broadcast_shape(inputs))
+        return graph.compare(op, trimmed(inputs), broadcast_shape(inputs))
 
     return convert
 
@@ -50,7 +68,7 @@ def logical(op: str) -> Converter:
     def convert(graph: Graph, eqn: Any, *inputs: Value) -> Value:
         del eqn
         name = op if inputs[0].dtype == bool else f"Bitwise{op}"
-        return graph.compute(name, inputs, broadcast_shape(inputs))
+        return graph.compute(name, trimmed(inputs), broadcast_shape(inputs))
 
     return convert
 
@@ -177,7 +195,7 @@ def where(graph: Graph, condition: Value, yes: Value, no: Value) -> Value:
     """One value where the condition holds, otherwise another."""
     wide = carrier("Where", yes.dtype)
     values = [condition, graph.cast(yes, wide), graph.cast(no, wide)]
-    return graph.cast(graph.add("Where", values, broadcast_shape(values), wide), yes.dtype)
+    return graph.cast(graph.add("Where", trimmed(values), broadcast_shape(values), wide), yes.dtype)
 
 
 def select(graph: Graph, eqn: Any, which: Value, *cases: Value) -> Value:

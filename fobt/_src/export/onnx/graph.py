@@ -188,7 +188,9 @@ class Graph:
 
     def unused_leaves(self) -> list[str]:
         """The quantized leaves that are not in the graph."""
-        return [leaf for leaf in self._leaf_names if leaf not in self._stored]
+        # A row of a leaf has a number behind the path; no other leaf has a path that begins with this one.
+        used = {name for stored in self._stored for name in (stored, stored.rpartition("/")[0])}
+        return [leaf for leaf in self._leaf_names if leaf not in used]
 
     def name(self, value: Value | np.ndarray) -> str:
         """The name of a value in the graph, into which it is put where it is not there yet."""
@@ -217,7 +219,7 @@ class Graph:
         """A stored tensor, by the name of a leaf or a fresh one; equal ones are stored once."""
         key = data_type, tuple(shape), content
         if key not in self.initializers:
-            name = self.fresh() if leaf is None else self._leaf_names[leaf]
+            name = self.fresh() if leaf is None else self._leaf_names.get(leaf) or self._unique(leaf)
             self.initializers[key] = self.onnx.TensorProto(data_type=data_type, dims=shape, raw_data=content, name=name)
         dtype = self.onnx.helper.tensor_dtype_to_np_dtype(data_type)
         return Tensor(self.initializers[key].name, tuple(shape), dtype)

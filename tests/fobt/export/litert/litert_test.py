@@ -103,7 +103,7 @@ def test_what_litert_cannot_store_is_named():
     cases = {
         "it has two scales, allowed is one": leaf((4, 4), GRIDS["linear 2"], scales=2),
         "it has a scale for each block": fobt.linear(2, granularity=fobt.per_block(2))(jnp.ones((4, 4))),
-        r"it has scales of shape \(4, 4\)": leaf((4, 4), GRIDS["linear 2"], fobt.per_channel((0, 1))),
+        r"where it is used it has scales of shape \(4, 4\)": leaf((4, 4), GRIDS["linear 2"], fobt.per_channel((0, 1))),
         "it is on a logarithmic grid of 5 bits, allowed are 2 to 4": leaf((4, 4), Grid("logarithmic", 5)),
         "it has dtype bfloat16, allowed is float32": fobt.binary()(jnp.ones((4, 4), jnp.bfloat16)),
     }
