@@ -33,16 +33,37 @@ def linear_maps(quantizer: Quantizer, *rules: Rule, stacked: Selector | None = N
     holds it, as a word of its name in any case: `LayerNorm_0`, `pos_embedding`. Axes of `stacked` layers are not
     counted. The first row that fits a leaf says what it is:
 
-    | leaf | is | scales, and axes of inputs and outputs |
-    |---|---|---|
-    | one axis, or none | a vector | full precision |
-    | `bias`, `b`, `scale`, `offset`, gain, beta, gamma, or a name with the word bias: also biases (heads, head_dim) of attention | a vector | full precision |
-    | not called `kernel`, but like an embedding, position, norm or token: embed, emb, wte, posit, pos, wpe, pe, norm, ln, token, tok | a table, a gain | full precision |
-    | `query/kernel`, `key/kernel`, `value/kernel` (d, heads, head_dim) beside an `out/kernel` that fits | one matrix | inputs d, outputs (heads, head_dim) |
-    | `out/kernel` (heads, head_dim, d) beside a `query/kernel` that fits | one matrix | inputs (heads, head_dim), outputs d |
-    | three or more axes, in a module called like conv, patch or embed | a convolution | inputs: all but outputs, which are the last axis, or the first one of a `weight` |
-    | two axes | one matrix | (inputs, outputs); a `weight`, which is Equinox's, is (outputs, inputs) |
-    | more axes | a stack of matrices in the last two, such as experts | each matrix has scales of its own |
+    +---------------------------------------------------+---------------------+------------------------------------+
+    | leaf                                              | is                  | scales; axes                       |
+    +===================================================+=====================+====================================+
+    | one axis, or none                                 | a vector            | full precision                     |
+    +---------------------------------------------------+---------------------+------------------------------------+
+    | ``bias``, ``b``, ``scale``, ``offset``, ``gain``, | a vector            | full precision                     |
+    | ``beta``, ``gamma``, or with the word bias; also  |                     |                                    |
+    | (heads, head_dim) of attention                    |                     |                                    |
+    +---------------------------------------------------+---------------------+------------------------------------+
+    | not called ``kernel``, but like an embedding,     | a table, or a gain  | full precision                     |
+    | position, norm or token: embed, emb, wte, posit,  |                     |                                    |
+    | pos, wpe, pe, norm, ln, token, tok                |                     |                                    |
+    +---------------------------------------------------+---------------------+------------------------------------+
+    | ``kernel`` (d, heads, head_dim) of ``query``,     | one matrix          | inputs d, outputs (heads,          |
+    | ``key``, ``value``, beside an ``out/kernel`` that |                     | head_dim)                          |
+    | fits                                              |                     |                                    |
+    +---------------------------------------------------+---------------------+------------------------------------+
+    | ``out/kernel`` (heads, head_dim, d), beside a     | one matrix          | inputs (heads, head_dim), outputs  |
+    | ``query/kernel`` that fits                        |                     | d                                  |
+    +---------------------------------------------------+---------------------+------------------------------------+
+    | three axes or more, in a module called like conv, | a convolution       | outputs the last axis, or the      |
+    | patch or embed                                    |                     | first one of a ``weight``; inputs  |
+    |                                                   |                     | the others                         |
+    +---------------------------------------------------+---------------------+------------------------------------+
+    | two axes                                          | one matrix          | (inputs, outputs), or of a         |
+    |                                                   |                     | ``weight``, as Equinox has,        |
+    |                                                   |                     | (outputs, inputs)                  |
+    +---------------------------------------------------+---------------------+------------------------------------+
+    | more axes, such as experts                        | a stack of matrices | for each matrix; it is in the last |
+    |                                                   |                     | two axes                           |
+    +---------------------------------------------------+---------------------+------------------------------------+
 
     The `granularity` of the quantizer is meant as that of a matrix (inputs, outputs), whatever the axes of a leaf are:
     `per_channel()` gives one scale to each output, `per_channel(0)` to each input, `per_block(n)` to n inputs in a row;
@@ -53,9 +74,9 @@ def linear_maps(quantizer: Quantizer, *rules: Rule, stacked: Selector | None = N
       *rules: pairs of a selector and a quantizer, as in `per_leaf`, for leaves that are to be treated otherwise: other
         bits, `full_precision()`, or an embedding that is quantized after all. Axes are found as above.
       stacked: which leaves hold whole layers that are stacked along the first axis, with scales for each (`nn.scan`,
-        `nnx.vmap`, `jax.lax.scan`): a selector as in `per_leaf`, such as "layers/.*", or ".*" for all. Matrices (layers,
-        inputs, outputs) have scales for each without it, too; it says that (layers, width) are vectors, whatever they
-        are called, and that a convolution or attention of other names is stacked.
+        `nnx.vmap`, `jax.lax.scan`): a selector as in `per_leaf`, such as "layers/.*", or ".*" for all. Matrices
+        (layers, inputs, outputs) have scales for each without it, too; it says that (layers, width) are vectors,
+        whatever they are called, and that convolutions are stacked.
 
     Returns:
       A quantizer for trees, to be given wherever the library takes one, also as the `default` of `per_leaf`.
@@ -83,7 +104,7 @@ def linear_maps(quantizer: Quantizer, *rules: Rule, stacked: Selector | None = N
       layers/norm/scale     3×8  float32                                96       32.000                       1.000
       quantized           1,184                                   4    493        3.331                       9.606
       total               2,008                                   4  3,789       15.096                       2.120
-    """  # noqa: E501 - a table
+    """
     for given in (quantizer, *(rule[1] for rule in rules if isinstance(rule, tuple) and len(rule) == 2)):
         if isinstance(given, Quantizer):
             _check_of_matrix(given)
