@@ -90,6 +90,10 @@ class DistributedConfig:
             seeds=(self.seed,),
             width=self.width,
             limit=self.limit,
+            # Adam's own averages: with shorter ones the differences of rounding between processes grow faster.
+            learning_rate=0.01,
+            b1=0.9,
+            b2=0.999,
             reestimate_batch_stats=0,  # its evaluation has the running averages
             output=self.output,
         )

@@ -27,6 +27,8 @@ from experiments.configs import JOBS
         ("digits --methods laq --quantizer logarithmic --bits 3 --tensorboard", ["LAQ, logarithmic 3 bits"]),
         ("mnist_lenet5 --methods forward_backtrack", ["forward-backtrack, binary, a = 0.6, every 2 epochs"]),
         ("mnist_mlp --methods full_precision", ["full precision"]),
+        ("digits_mlp --methods parq", ["PARQ, binary"]),
+        ("mnist_plain_mlp --methods quest", ["QuEST, binary"]),
         ("mnist_small_mlp --methods sam", ["LAQ with SAM, binary, ρ = 0.05"]),
         ("cifar10_vgg --methods laq", ["LAQ, binary"]),
         ("cifar10_vgg_augmented --methods full_precision", ["full precision"]),
@@ -72,7 +74,7 @@ def test_every_job_is_run_in_its_quick_form():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("digit", "unknown job 'digit': choose one of digits, mnist_lenet5, mnist_mlp"),
+        ("digit", "unknown job 'digit': choose one of digits, digits_mlp, mnist_lenet5, mnist_mlp"),
         ("--bitz 3", "--bitz"),
         ("--bits two", "--bits"),
         ("--bits 9", "bits must be .*2 to 8, got 9"),
@@ -102,7 +104,7 @@ def test_every_job_is_run_in_its_quick_form():
         ("--output a_file", "cannot write results to a_file"),
         ("--output a_file/below", "cannot write results to a_file"),
         ("--output full_folder", "cannot write results to full_folder: it is not empty, and not of an earlier call"),
-        ("--output earlier", "earlier holds runs with epochs = 3, not 40: choose another --output"),
+        ("--output earlier", "earlier holds runs with epochs = 3, not 20: choose another --output"),
     ],
 )
 def test_a_mistake_gives_one_line_and_code_two(

@@ -13,7 +13,6 @@ from experiments.core.losses import cross_entropy, squared_hinge
 from experiments.core.schedules import LAQ_MNIST, PAPER_CIFAR10, PAPER_IMAGENET, PAPER_MNIST, CosineDecay
 from experiments.models import NETWORKS
 from experiments.models.feed_forward import digits_cnn, max_pool
-from experiments.studies import convolutions
 
 
 def test_squared_hinge_is_the_mean_over_examples_and_classes():
@@ -43,14 +42,6 @@ def test_max_pool_has_the_values_and_gradients_of_flax(size: int):
     np.testing.assert_array_equal(gradient, expected)
 
 
-@pytest.mark.parametrize("formulation", convolutions.FORMULATIONS)
-def test_all_formulations_of_a_convolution_are_the_convolution_of_flax(formulation: str):
-    layer = nnx.Conv(3, 4, (3, 3), padding="SAME", use_bias=False, rngs=nnx.Rngs(0))
-    images = jax.random.normal(jax.random.key(0), (2, 5, 6, 3))
-    result = convolutions.FORMULATIONS[formulation](images, layer.kernel[...])
-    np.testing.assert_allclose(result, layer(images), rtol=1e-4, atol=1e-5)
-
-
 def kernels(*channels: int) -> list[int]:
     return [9 * inputs * outputs for inputs, outputs in itertools.pairwise(channels)]
 
@@ -59,6 +50,7 @@ def kernels(*channels: int) -> list[int]:
     ("network", "weights", "units"),
     [
         ("digits_cnn", [*kernels(1, 16, 32), 2 * 2 * 32 * 64, 64 * 10], [16, 32, 64, 10]),
+        ("digits_mlp", [64 * 64, 64 * 64, 64 * 10], [64, 64, 10]),
         ("lenet5", [*kernels(1, 20, 50), 7 * 7 * 50 * 500, 500 * 10], [20, 50, 500, 10]),
         ("mlp", [784 * 2048, 2048 * 2048, 2048 * 2048, 2048 * 10], [2048, 2048, 2048, 10]),
         ("small_mlp", [784 * 256, 256 * 256, 256 * 10], [256, 256, 10]),

@@ -27,7 +27,7 @@ def test_a_folder_takes_new_rows_but_no_other_settings(tmp_path: Path):
     JobFolder(dataclasses.replace(config, methods=("laq",), seeds=(7,), checkpoint_seconds=1.0), "digits")
     for change, message in [
         ({"epochs": 3}, "epochs = 2, not 3"),
-        ({"learning_rate": 0.5}, "learning_rate = 0.01, not"),
+        ({"learning_rate": 0.5}, "learning_rate = 0.03, not"),
     ]:
         with pytest.raises(ValueError, match=f"holds runs with {message}"):
             JobFolder(dataclasses.replace(config, **change), "digits")
