@@ -57,7 +57,8 @@ def main(folder: Path = FOLDER) -> None:
     figure, axes = new_figure(11, 6.5, columns=2)
     for ax, grid in zip(axes, ("binary", "ternary"), strict=True):
         draw(ax, grid)
-    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, fontsize=8, loc="outside lower center", ncols=len(NETWORKS))
     save(figure, folder / "comparison.svg")
 
 
