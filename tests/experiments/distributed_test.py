@@ -27,6 +27,7 @@ from experiments.distributed.programs import ShardedPrograms
 from experiments.distributed.workers import WorkerDiedError, run_together
 
 SETTINGS = {"job": "digits", "methods": ("laq",), "epochs": 1, "limit": 40, "batch_size": 8, "width": 0.25}
+MOMENTS = {"learning_rate": 0.01, "b1": 0.9, "b2": 0.999}  # those of the command
 SPREAD = {"processes": (2,), "params": ("sharded",), "checkpoint_steps": 2, "kill_after": 3}
 
 
@@ -106,7 +107,7 @@ def test_a_killed_process_ends_all_and_the_training_goes_on_exactly(trained):
 
 def test_one_process_trains_as_the_other_experiments_do(trained, tmp_path):
     settings = {"methods": ("laq",), "epochs": 1, "limit": 40, "batch_size": 8, "width": 0.25, "seeds": (0,)}
-    job = dataclasses.replace(JOBS["digits"], **settings, reestimate_batch_stats=0, output=tmp_path)
+    job = dataclasses.replace(JOBS["digits"], **settings, **MOMENTS, reestimate_batch_stats=0, output=tmp_path)
     train.run_job(job, Console(quiet=True))
     (result,) = tmp_path.glob("*/seed-0/result.json")
     record = read_json(trained[0].output / "distributed.json")["trainings"][0]
