@@ -1,6 +1,7 @@
 """PARQ: gradients at weights that go from the latents to their projection in the course of training."""
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -36,7 +37,7 @@ def parq(
     curvature, as those with `weighted=False` do.
     """
     assert hyper.steps is not None
-    inverse_slope = ANNEALS[anneal](1.0, max(1, round(share * hyper.steps)))
+    inverse_slope = ANNEALS[anneal](max(1, round(share * hyper.steps)))
 
     def annealed(params: Any, state: Any) -> Any:
         slope = optax.tree.get(state, "inverse_slope")
@@ -44,11 +45,6 @@ def parq(
 
     optimizer = fobt.anneal(hyper.bounded_adam(quantizer), quantizer, inverse_slope)
     return Method(optimizer, quantizer, weighted=weighted, lookahead=annealed)
-
-
-def linear_decay_schedule(init_value: float, decay_steps: int) -> optax.Schedule:
-    """From `init_value` to 0 along a line."""
-    return optax.linear_schedule(init_value, 0.0, decay_steps)
 
 
 def sigmoid_decay_schedule(init_value: float, decay_steps: int, steepness: float = 10.0) -> optax.Schedule:
@@ -72,8 +68,9 @@ def sigmoid_decay_schedule(init_value: float, decay_steps: int, steepness: float
     return schedule
 
 
-ANNEALS = {
-    "linear": linear_decay_schedule,
-    "cosine": optax.cosine_decay_schedule,
-    "sigmoid": sigmoid_decay_schedule,
+# From the steps of the annealing to its schedule.
+ANNEALS: Mapping[str, Callable[[int], optax.Schedule]] = {
+    "linear": lambda steps: optax.linear_schedule(1.0, 0.0, steps),
+    "cosine": lambda steps: optax.cosine_decay_schedule(1.0, steps),
+    "sigmoid": lambda steps: sigmoid_decay_schedule(1.0, steps),
 }

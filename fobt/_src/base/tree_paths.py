@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import optax
 
 from fobt._src.base.paths import written_path
 
@@ -41,3 +42,12 @@ def keys_and_children(node: Any) -> list[tuple[Any, Any]]:
 
 def _steps_and_children(node: Any) -> list[tuple[Any, Any]]:
     return [(path[0], child) for path, child in jax.tree_util.tree_leaves_with_path(node, lambda n: n is not node)]
+
+
+def state_field(state: Any, name: str, default: Any) -> Any:
+    """The first field of this name in an optimizer state, or the default.
+
+    A parameter may have the name, too, as the key of a dictionary; the field of a state is no such key.
+    """
+    found = optax.tree_utils.tree_get_all_with_path(state, name)
+    return next((value for path, value in found if not isinstance(path[-1], jax.tree_util.DictKey)), default)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fobt._src.base.tree_paths import state_field
 from fobt._src.optimizers.quantized_optimizer import QuantizedOptimizer
 from fobt._src.trees.grad_fn import GradFn, QuantizedGradFn, is_quantized, with_function
 from fobt._src.trees.leaves import TreeQuantizer, check_quantizer
@@ -175,15 +176,7 @@ def trial_point(
 ) -> tuple[optax.Params, optax.OptState]:
     """The latents w* one step ahead and the state there; arguments as for `quantized_trial_params`."""
     check_quantizer(quantizer)
-    guess = next(
-        # A parameter may have this name; the field of a state is no key of a dictionary.
-        (
-            grads
-            for path, grads in optax.tree_utils.tree_get_all_with_path(state, "trial_grads")
-            if not isinstance(path[-1], jax.tree_util.DictKey)
-        ),
-        optax.tree.zeros_like(params),
-    )
+    guess = state_field(state, "trial_grads", optax.tree.zeros_like(params))
     updates, trial_state = optax.with_extra_args_support(optimizer).update(
         guess, state, params, grad_fn=QuantizedGradFn(_no_gradient, quantizer), two_stage=False
     )

@@ -11,6 +11,7 @@ import optax
 from jax.typing import ArrayLike
 
 from fobt._src.base.checks import check_number
+from fobt._src.base.tree_paths import state_field
 from fobt._src.quantizers.quantized import Quantized
 from fobt._src.quantizers.quantizer import Quantizer
 from fobt._src.trees.leaves import TreeQuantizer, leaf_quantizers
@@ -89,14 +90,13 @@ def annealed_params(
 
 def inverse_slope_of(state: optax.OptState | None) -> jax.Array:
     """The inverse slope in a state of `fobt.anneal`."""
-    for path, value in optax.tree_utils.tree_get_all_with_path(state, "inverse_slope"):
-        # A parameter may have this name; the field of a state is no key of a dictionary.
-        if not isinstance(path[-1], jax.tree_util.DictKey):
-            return value
-    raise ValueError(
-        "inverse_slope must be given where state is none of fobt.anneal, got a state of type "
-        f"{type(state).__name__}: fobt.annealed_params(params, state, quantizer, inverse_slope)."
-    )
+    found = state_field(state, "inverse_slope", None)
+    if found is None:
+        raise ValueError(
+            "inverse_slope must be given where state is none of fobt.anneal, got a state of type "
+            f"{type(state).__name__}: fobt.annealed_params(params, state, quantizer, inverse_slope)."
+        )
+    return found
 
 
 def _anneal(weights: ArrayLike, projection: Quantized, quantizer: Quantizer, inverse_slope: ArrayLike) -> jax.Array:
