@@ -6,6 +6,7 @@ paired over seeds. It is resumable: finished rows are kept.
 
 import dataclasses
 import functools
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ from experiments.studies.search import best, on_an_edge, search
 COMMAND = "comparison"
 REFERENCE = "LAQ"
 BITS = {"binary": 1, "ternary": 2}
+TIMED = ("step_seconds", "relative_step", "equal_time", "equal_time_to_laq")  # what depends on times
 EXPLANATION = """\
 {job}, width {width:g}, {images:,} training images, batch size {batch_size}, {grid} weights, {seeds} paired seeds.
 Every row takes {gradients:,} gradient evaluations; rows with two per step take half as many steps. The learning rate
@@ -130,9 +132,11 @@ class Comparison:
                 self._write()
                 self._console.print(f"{label}: {spread('.5f')(self._records[label]['train_loss'])}", highlight=False)
         if any("step_seconds" not in self._records[label] for label in self._rows):
+            # Times of other processes are not comparable, also those of rows that this call leaves out.
+            for record, key in itertools.product(self._records.values(), TIMED):
+                record.pop(key, None)
             for label, seconds in self._step_seconds(cohorts).items():
                 self._records[label]["step_seconds"] = seconds
-                self._records[label].pop("equal_time", None)  # that of earlier times
             self._write()
         for label, cohort in cohorts.items():
             if "equal_time" not in self._records[label]:

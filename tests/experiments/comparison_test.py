@@ -51,6 +51,11 @@ def test_every_row_is_tuned_and_compared(tmp_path: Path, capsys: pytest.CaptureF
         found = two_steps[key or "equal_time_to_laq"]
         assert found["mean"] == pytest.approx(ratio - 1)
         assert found["low"] < found["mean"] < found["high"]
+    # Times are those of one process: of a row that a later call leaves out nothing of earlier times is kept.
+    comparison.main([*options, "--rows", "LAQ", "curvature 1"])
+    rows = {row["label"]: row for row in json.loads((tmp_path / "comparison.json").read_text())["rows"]}
+    assert rows["curvature 1"].keys() >= set(comparison.TIMED)
+    assert not rows["two LAQ steps"].keys() & set(comparison.TIMED)
     text = (tmp_path / "comparison.md").read_text()
     assert text in capsys.readouterr().out
     assert "5 paired seeds" in text

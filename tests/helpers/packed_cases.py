@@ -93,3 +93,9 @@ def weights_of(tensor, grid):
         code = int(codes[i, j])
         weights[i, j] = alpha * np.sign(code) * ([0.0, *levels[grid]][abs(code)])
     return weights
+
+
+def saved(path, *args, **kwargs):
+    """The content of a file that has been saved."""
+    fobt.packed.save_packed(path, *args, **kwargs)
+    return fobt.packed.load_packed(path)

@@ -21,12 +21,6 @@ def path(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-def saved(path, *args, **kwargs):
-    """The content of a file that has been saved."""
-    fobt.packed.save_packed(path, *args, **kwargs)
-    return fobt.packed.load_packed(path)
-
-
 def small_content(path):
     tree = {"k": quantized("ternary", (3, 4), "channel"), "b": BIAS}
     fobt.packed.save_packed(path, tree, batch_stats=[BIAS], metadata={"a": "b"})

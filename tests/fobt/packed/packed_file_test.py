@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from packed_cases import GRANULARITIES, PACKED_GRIDS, bytes_of, quantized, weights_of
+from packed_cases import GRANULARITIES, PACKED_GRIDS, bytes_of, quantized, saved, weights_of
 
 import fobt
 
@@ -24,12 +24,6 @@ BIAS = np.array([0.5, -1.5], np.float32)
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "model.safetensors"
-
-
-def saved(path, *args, **kwargs):
-    """The content of a file that has been saved."""
-    fobt.packed.save_packed(path, *args, **kwargs)
-    return fobt.packed.load_packed(path)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
