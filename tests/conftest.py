@@ -8,6 +8,7 @@ import os
 import hypothesis
 import jax
 import pytest
+from jax._src.interpreters import mlir
 
 # Read when the first array is made, so it may be set after `import jax` but not much later; of two flags the last wins.
 flags = ["--xla_force_host_platform_device_count=8"]
@@ -17,10 +18,27 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 
+
+def lower_in_one_thread() -> None:
+    """Lowering takes one thread, and a context of MLIR with several looks through those of all programs so far."""
+    make_ir_context = mlir.make_ir_context
+
+    def make_context():
+        context = make_ir_context()
+        context.enable_multithreading(False)
+        return context
+
+    mlir.make_ir_context = make_context
+
+
+if hasattr(mlir, "make_ir_context"):  # no public name, so later versions may be without it
+    lower_in_one_thread()
+
 # For the processes that tests start, as `compile_fast` for the tests.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_traceback_in_locations_limit", 0)
 
 hypothesis.settings.register_profile("fobt", derandomize=True, database=None, deadline=None, max_examples=30)
 hypothesis.settings.load_profile("fobt")
@@ -39,6 +57,13 @@ def compile_fast(request: pytest.FixtureRequest):
     jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("optimized") is None)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """The programs of a file are of no use to the next one, and those of all files take gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 def pytest_collection_finish():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import jax
 import optax
@@ -19,6 +20,15 @@ from fobt._src.trees.params import quantize, quantized_params
 from fobt._src.trees.value_and_grad import value_and_grad
 
 CurvatureChoice: TypeAlias = Literal["state", "ones"] | Callable[[optax.OptState], Any]
+
+
+class _Missing(enum.Enum):
+    """An argument that was left out, where None means something."""
+
+    MISSING = "left out"
+
+
+MISSING: Final = _Missing.MISSING
 
 
 class Training:
@@ -157,13 +167,29 @@ class Training:
         state: optax.OptState,
         params: optax.Params,
         *,
-        grad_fn: GradFn | None = None,
+        grad_fn: GradFn | _Missing | None = MISSING,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         """The updates of the optimizer and its next state; arguments as `value_and_grad` gives them.
 
-        Further keywords, such as `two_stage` of `fobt.forward_backtrack`, go to the optimizer.
+        Args:
+          grads: gradients at the quantized weights, or at those of `gradients_at`.
+          state: the state of the optimizer.
+          params: the full-precision params.
+          grad_fn: the third value of `value_and_grad`. None says that `grads` were taken at `gradient_weights` in a way
+            of your own, and that the optimizer needs no trial gradient.
+          **extra_args: keywords of the optimizer's update, such as `two_stage=True` of `fobt.forward_backtrack`.
+
+        Raises:
+          ValueError: `grad_fn` is left out, as with gradients of `jax.grad`, which are those at the latents.
         """
+        if isinstance(grad_fn, _Missing):
+            raise ValueError(
+                "grad_fn must be the third value of training.value_and_grad(loss_fn)(params, state, ...), whose "
+                "gradients are those at the quantized weights: gradients at the latents would train other weights than "
+                "those that are shipped. Write grad_fn=None for gradients taken at "
+                "training.gradient_weights(params, state) in another way."
+            )
         if grad_fn is not None:
             extra_args["grad_fn"] = grad_fn
         return self.optimizer.update(grads, state, params, **extra_args)

@@ -92,6 +92,18 @@ def test_gradient_and_update_are_those_of_the_step():
     jax.tree.map(np.testing.assert_array_equal, optax.apply_updates(weights, updates), stepped)
 
 
+def test_gradients_at_the_latents_are_refused_unless_it_is_said_where_they_were_taken():
+    training = fobt.Training(optax.adam(1e-2), fobt.binary())
+    weights, state = params(), training.init(params())
+    grads = jax.grad(lambda weights: loss_fn(weights, X, Y)[0])(weights)
+    with pytest.raises(ValueError, match=r"(?s)grad_fn must be the third value of training\.value_and_grad.*latents"):
+        training.update(grads, state, weights)
+    grads = jax.grad(lambda weights: loss_fn(weights, X, Y)[0])(training.gradient_weights(weights, state))
+    updates, _ = training.update(grads, state, weights, grad_fn=None)
+    stepped, _, _ = training.step(loss_fn, has_aux=True)(weights, state, X, Y)
+    jax.tree.map(np.testing.assert_array_equal, optax.apply_updates(weights, updates), stepped)
+
+
 def test_keywords_reach_the_optimizer():
     plain = fobt.Training(METHOD).step(loss_fn, has_aux=True, two_stage=False)
     adam = fobt.Training(optax.adam(RATE), BINARY)
