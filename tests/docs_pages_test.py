@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
-# Pages for libraries that the package does not depend on.
-NOT_RUN = ("equinox", "haiku")
 
 
 def code_of(page):
@@ -29,8 +27,6 @@ PAGES = [page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.par
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_code_of_a_page_runs(page, tmp_path, monkeypatch):
     code = code_of(page)
-    if page.stem in NOT_RUN:
-        return
     if page.stem == "litert" and importlib.util.find_spec("litert_converter") is None:
         pytest.skip("needs pip install --no-deps litert-converter")
     monkeypatch.chdir(tmp_path)
