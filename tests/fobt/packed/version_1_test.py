@@ -1,17 +1,16 @@
 """Files of version 1, which are read for ever: one that version 1 has written, and what is wrong with others."""
 
-import json
 from pathlib import Path
 
 import chex
 import ml_dtypes
 import numpy as np
 import pytest
-import safetensors.numpy
+from made_up_files import made_up, parts, setting
 from packed_cases import quantized
 
 import fobt
-from fobt._src.packed.content import file_digest, parse
+from fobt._src.packed.content import parse
 
 FILE = Path(__file__).with_name("version_1.safetensors")
 GRIDS = ("binary", "ternary", "linear(3)", "linear(4)", "logarithmic(3)")
@@ -49,27 +48,10 @@ def test_it_is_read(tmp_path):
 
 
 def remade(change):
-    """The file with another description and other arrays, and their digest."""
-    content = FILE.read_bytes()
-    arrays = safetensors.numpy.load(content)
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    description = json.loads(header["__metadata__"]["fobt"])
+    """The file with another description and other arrays."""
+    description, arrays = parts(FILE.read_bytes())
     change(description, arrays)
-    description["digest"] = "0" * 64
-    made = safetensors.numpy.save(arrays, {"fobt": json.dumps(description)})
-    return made.replace(b"0" * 64, file_digest(made, "0" * 64).encode(), 1)
-
-
-def setting(*keys_and_value):
-    *keys, last, value = keys_and_value
-
-    def change(description, arrays):
-        place = description
-        for key in keys:
-            place = place[key]
-        place[last] = value
-
-    return change
+    return made_up(description | {"digest": "0" * 64}, arrays)
 
 
 LEAF = "params/granularities/0"
