@@ -32,7 +32,7 @@ def save_packed(
     Codes that are not packed yet are packed, ternary ones in base 3; for two bits write `fobt.packed.pack(params,
     base3=False)`. All other leaves are stored as they are. Dicts with keys that are strings or integers, lists,
     tuples and None come back as such; other containers, such as a Flax NNX `State`, come back as dicts, and an NNX
-    variable as its value. The same arguments give the same bytes.
+    variable as its value. The same arguments give the same bytes, with the same zlib.
 
     A file that exists at `path` is replaced only when the new one is complete, checked by reading it, and on the disk.
 
