@@ -6,15 +6,12 @@ and `fobt.linen` fit into the training loops of Flax.
 """
 
 import importlib
-import importlib.util
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fobt import packed
+from fobt._src.base.with_jax import WITH_JAX, require_jax
 
-__version__ = "0.1.0"
-__all__ = ["packed"]
-
-if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can be read, and that is all
+if TYPE_CHECKING or WITH_JAX:  # without JAX, packed files can be read, and that is all
     from fobt import export, oscillations
     from fobt._src.export.folding import fold_batch_norm
     from fobt._src.optimizers.annealed import anneal
@@ -38,51 +35,60 @@ if importlib.util.find_spec("jax") is not None:  # without JAX, packed files can
     from fobt._src.trees.params import dequantize, quantize, quantized_params
     from fobt._src.trees.value_and_grad import value_and_grad
 
-    __all__ += [
-        "Curvature",
-        "LapqResult",
-        "Preconditioner",
-        "Quantized",
-        "Quantizer",
-        "Training",
-        "adam_preconditioner",
-        "anneal",
-        "annealed_params",
-        "binary",
-        "bound_weights",
-        "calibrate",
-        "choices",
-        "dequantize",
-        "export",
-        "fold_batch_norm",
-        "forward_backtrack",
-        "full_precision",
-        "lapq",
-        "linear",
-        "linear_maps",
-        "logarithmic",
-        "optimistic",
-        "oscillations",
-        "per_block",
-        "per_channel",
-        "per_leaf",
-        "per_tensor",
-        "quantize",
-        "quantized_params",
-        "quantized_trial_params",
-        "reestimate_batch_stats",
-        "ternary",
-        "value_and_grad",
-    ]
+if TYPE_CHECKING:
+    from fobt import linen as linen
+    from fobt import nnx as nnx
 
+__version__ = "0.1.0"
+__all__ = [
+    "Curvature",
+    "LapqResult",
+    "Preconditioner",
+    "Quantized",
+    "Quantizer",
+    "Training",
+    "adam_preconditioner",
+    "anneal",
+    "annealed_params",
+    "binary",
+    "bound_weights",
+    "calibrate",
+    "choices",
+    "dequantize",
+    "export",
+    "fold_batch_norm",
+    "forward_backtrack",
+    "full_precision",
+    "lapq",
+    "linear",
+    "linear_maps",
+    "logarithmic",
+    "optimistic",
+    "oscillations",
+    "packed",
+    "per_block",
+    "per_channel",
+    "per_leaf",
+    "per_tensor",
+    "quantize",
+    "quantized_params",
+    "quantized_trial_params",
+    "reestimate_batch_stats",
+    "ternary",
+    "value_and_grad",
+]
 
-def __getattr__(name: str) -> Any:
-    """The modules for Flax, imported when they are used, as Flax may be missing."""
-    if name not in ("linen", "nnx"):
-        raise AttributeError(f"module 'fobt' has no attribute {name!r}")
-    try:
-        return importlib.import_module(f"fobt.{name}")
-    except ModuleNotFoundError as error:
-        if not str(error.name).startswith("flax"):
-            raise
-        raise ModuleNotFoundError(f"fobt.{name} needs Flax: pip install flax", name=error.name) from None
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """The modules for Flax, imported when they are used; an error that says what is missing, JAX or Flax."""
+        if name in (*__all__, "linen", "nnx"):
+            require_jax(f"fobt.{name}")
+        if name not in ("linen", "nnx"):
+            raise AttributeError(f"module 'fobt' has no attribute {name!r}")
+        try:
+            return importlib.import_module(f"fobt.{name}")
+        except ModuleNotFoundError as error:
+            if not str(error.name).startswith("flax"):
+                raise
+            raise ModuleNotFoundError(f"fobt.{name} needs Flax: pip install flax", name=error.name) from None

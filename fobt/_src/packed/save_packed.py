@@ -16,9 +16,11 @@ import numpy as np
 
 from fobt._src.base.paths import written_path
 from fobt._src.base.tree_paths import keys_and_children, unwrapped
-from fobt._src.packed.packed_file import DTYPES, FORMAT_VERSION, KEY, NO_DIGEST, file_digest, parse, safetensors_module
+from fobt._src.packed.compressed import compress
+from fobt._src.packed.content import DTYPES, KEY, NO_DIGEST, file_digest, parse, safetensors_module
 from fobt._src.packed.packing import Packed
 from fobt._src.packed.stored import to_stored
+from fobt._src.packed.versions import CODES, SCALES
 from fobt._src.quantizers.quantized import Quantized
 
 
@@ -30,7 +32,7 @@ def save_packed(
     Codes that are not packed yet are packed, ternary ones in base 3; for two bits write `fobt.packed.pack(params,
     base3=False)`. All other leaves are stored as they are. Dicts with keys that are strings or integers, lists,
     tuples and None come back as such; other containers, such as a Flax NNX `State`, come back as dicts, and an NNX
-    variable as its value. The same arguments give the same bytes.
+    variable as its value. The same arguments give the same bytes, with the same zlib.
 
     A file that exists at `path` is replaced only when the new one is complete, checked by reading it, and on the disk.
 
@@ -54,20 +56,18 @@ def save_packed(
 
 
 def _serialised(params: Any, batch_stats: Any, metadata: dict[str, str]) -> bytes:
-    arrays: dict[str, np.ndarray] = {}
-    quantized: dict[str, dict[str, Any]] = {}
-    description = {
-        "version": FORMAT_VERSION,
-        "digest": NO_DIGEST,
-        "metadata": metadata,
-        "params": _encode(params, ("params",), arrays, quantized),
-        "batch_stats": _encode(batch_stats, ("batch_stats",), arrays, quantized),
-        "quantized": quantized,
-    }
     if not all(isinstance(text, str) for item in metadata.items() for text in item):
         raise ValueError(f"metadata must map strings to strings, got {metadata!r}.")
-    text = json.dumps(description, separators=(",", ":"))
-    content = safetensors_module().numpy.save(arrays, {KEY: text})
+    leaves = _Leaves({}, {}, [])
+    description = {
+        "metadata": metadata,
+        "params": _encode(params, ("params",), leaves),
+        "batch_stats": _encode(batch_stats, ("batch_stats",), leaves),
+        "layouts": leaves.layouts,
+    }
+    stored = {"version": 2, "digest": NO_DIGEST, "description": compress(_json(description))}
+    joined = {name: np.concatenate(parts, axis=None) for name, parts in leaves.joined.items()}
+    content = safetensors_module().numpy.save(leaves.arrays | joined, {KEY: _json(stored)})
     digest = file_digest(content, NO_DIGEST)
     # A digest takes the place of the first zeros, as `file_digest` takes it away again.
     content = content.replace(NO_DIGEST.encode(), digest.encode(), 1)
@@ -80,24 +80,54 @@ def _serialised(params: Any, batch_stats: Any, metadata: dict[str, str]) -> byte
     return content
 
 
-def _encode(
-    tree: Any, steps: tuple[str | int, ...], arrays: dict[str, np.ndarray], quantized: dict[str, dict[str, Any]]
-) -> Any:
-    """The description of a tree, as `packed_file._decode` reads it; its leaves are added to the dicts."""
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaves:
+    """What the leaves of the trees have stored: arrays by path, parts of joined arrays by name, and layouts."""
+
+    arrays: dict[str, np.ndarray]
+    joined: dict[str, list[np.ndarray]]
+    layouts: list[dict[str, Any]]
+
+    def add(self, path: str, leaf: Any) -> str | dict[str, Any]:
+        """The node of a leaf, as `Version2.leaf` reads it."""
+        if not isinstance(leaf, Quantized | Packed):
+            self._add_array(path, leaf)
+            return "array"
+        stored = to_stored(path, leaf)
+        layout = dict(vars(stored.layout))
+        shape = layout.pop("shape")
+        if layout not in self.layouts:
+            self.layouts.append(layout)
+        for name, part in ((CODES, stored.codes), (SCALES[stored.layout.scale_dtype], stored.scale)):
+            self.joined.setdefault(name, []).append(part)
+        return {"layout": self.layouts.index(layout), "shape": shape}
+
+    def _add_array(self, path: str, leaf: Any) -> None:
+        if path in self.arrays:
+            raise ValueError(f"two leaves must not have the same path, got {path!r} twice.")
+        try:
+            # Python's numbers take the dtypes that JAX gives them; arrays of NumPy keep theirs.
+            array = np.asarray(leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf), order="C")
+        except TypeError as error:
+            raise ValueError(f"the leaf {path!r} must be an array, got {type(leaf).__name__}: {error}.") from error
+        if array.dtype.name not in DTYPES.values():
+            raise ValueError(f"the leaf {path!r} must be of {tuple(DTYPES.values())}, got {array.dtype}.")
+        self.arrays[path] = array
+
+
+def _encode(tree: Any, steps: tuple[str | int, ...], leaves: _Leaves) -> Any:
+    """The node of a tree, as `nodes.decode` reads it; its leaves are added to the others."""
     tree, path = unwrapped(tree), written_path(steps)
     if tree is None:
         return None
-    if isinstance(tree, Quantized | Packed):
-        stored = dataclasses.asdict(to_stored(path, tree))
-        _add(arrays, f"{path}/codes", stored.pop("codes"))
-        _add(arrays, f"{path}/scale", stored.pop("scale"))
-        quantized[path] = stored
-        return path
-    if jax.tree_util.all_leaves([tree]):
-        _add(arrays, path, tree)
-        return path
+    if isinstance(tree, Quantized | Packed) or jax.tree_util.all_leaves([tree]):
+        return leaves.add(path, tree)
     children = [(_checked(path, key), child) for key, child in keys_and_children(tree)]
-    nodes = [(key, _encode(child, (*steps, key), arrays, quantized)) for key, child in children]
+    nodes = [(key, _encode(child, (*steps, key), leaves)) for key, child in children]
     if type(tree) in (list, tuple):
         return {type(tree).__name__: [node for _, node in nodes]}
     return {"dict": nodes}
@@ -107,19 +137,6 @@ def _checked(path: str, key: Any) -> str | int:
     if isinstance(key, str | int) and not isinstance(key, bool):
         return key
     raise ValueError(f"the keys of {path!r} must be strings or integers, got {key!r}.")
-
-
-def _add(arrays: dict[str, np.ndarray], name: str, leaf: Any) -> None:
-    if name in arrays:
-        raise ValueError(f"two leaves must not have the same path, got {name!r} twice.")
-    try:
-        # Python's numbers take the dtypes that JAX gives them; arrays of NumPy keep theirs.
-        array = np.asarray(leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf), order="C")
-    except TypeError as error:
-        raise ValueError(f"the leaf {name!r} must be an array, got {type(leaf).__name__}: {error}.") from error
-    if array.dtype.name not in DTYPES.values():
-        raise ValueError(f"the leaf {name!r} must be of {tuple(DTYPES.values())}, got {array.dtype}.")
-    arrays[name] = array
 
 
 def _replace_file(path: Path, content: bytes) -> None:

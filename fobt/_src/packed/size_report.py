@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fobt._src.base.with_jax import require_jax
 from fobt._src.packed.packed_array import PackedArray
 from fobt._src.packed.packed_file import load_packed, map_leaves
 
@@ -105,6 +106,7 @@ def size_report(source: Any) -> SizeReport:
 
     Raises:
       ValueError: a path is not that of an intact packed file.
+      ModuleNotFoundError: safetensors is missing for a file, or JAX for a tree.
 
     Example:
       >>> import fobt
@@ -127,6 +129,7 @@ def size_report(source: Any) -> SizeReport:
             map_leaves(lambda path, leaf: leaves.append(_leaf_size(path, leaf)), getattr(content, name), (name,))
         return _report(leaves, Path(source).stat().st_size)
 
+    require_jax("size_report of a tree")
     import jax  # not at the top: for a file it is not needed
 
     from fobt._src.base.tree_paths import leaf_paths

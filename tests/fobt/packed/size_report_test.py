@@ -76,6 +76,15 @@ def test_a_large_file_is_as_small_as_promised(tmp_path):
     assert 0 <= path.stat().st_size - 1000 * 1000 / 8 < 2048
 
 
+@pytest.mark.parametrize(("leaf", "largest"), [(quantized("binary", (8,)), 30), (np.zeros(8, np.float32), 110)])
+def test_description_of_a_network_of_many_layers(tmp_path, leaf, largest):
+    """Bytes for each leaf besides its numbers, names of 38 to 40 characters included."""
+    layers = {f"Block_{i}": {"MultiHeadAttention_0": {f"query_{j}": leaf for j in range(4)}} for i in range(12)}
+    fobt.packed.save_packed(tmp_path / "model", layers)
+    report = fobt.packed.size_report(tmp_path / "model")
+    assert report.file.nbytes - report.total.nbytes < largest * len(report.leaves)
+
+
 def test_empty():
     assert np.isnan(fobt.packed.size_report({}).total.bits_per_weight)
     report = fobt.packed.size_report({"kernel": quantized("binary", (0, 3))})
