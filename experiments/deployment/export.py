@@ -86,10 +86,8 @@ def write_onnx(path: Path, trained: Trained, base3: bool) -> Scores:
     model = fobt.export.to_onnx(network, network.quantized, batch, base3=base3)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
-    options = onnxruntime.SessionOptions()
-    # By default activations in front of matrices of 2, 4 and 8 bits are rounded to 8 bits.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    # With default options, as users run it.
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"input": images})[0]
 
 

@@ -22,6 +22,7 @@ class Graph:
     def content(self) -> bytes:
         """The model as a file."""
         used = {tensor.buffer for graph in self._model.subgraphs for tensor in graph.tensors}
+        used |= {entry.buffer for entry in self._model.metadata or ()}
         for index, buffer in enumerate(self._model.buffers):
             if index not in used:
                 buffer.data = None
@@ -152,6 +153,16 @@ def import_litert() -> tuple[Any, Any]:
     except ImportError as error:
         raise ImportError("to_litert needs the package ai-edge-litert: pip install 'fobt[litert]'.") from error
     return flatbuffer_utils, schema_py_generated
+
+
+def read_metadata(content: bytes, name: str) -> str | None:
+    """The text that a model has in its metadata under a name, if it has any."""
+    flatbuffer, _ = import_litert()
+    model = flatbuffer.read_model_from_bytearray(bytearray(content))
+    for entry in model.metadata or ():
+        if entry.name.decode() == name:
+            return bytes(model.buffers[entry.buffer].data).decode()
+    return None
 
 
 def _slices(begin: np.ndarray, shape: Sequence[int], strides: np.ndarray) -> Any:
