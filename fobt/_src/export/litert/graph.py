@@ -94,12 +94,19 @@ class Graph:
         self._graph.tensors.append(tensor)
         return len(self._graph.tensors) - 1
 
-    def add_dequantized(
-        self, tensor: int, name: str, integers: np.ndarray, bits: int, scale: np.ndarray, axis: int
-    ) -> None:
-        """Makes a tensor the product of integers, given as their bytes, and a scale for each index of an axis."""
+    def reader(self, operator: Any, tensor: int) -> str | None:
+        """The name of an operator that can read a tensor as integers, as its weights."""
+        kinds = self._schema.BuiltinOperator
+        names = {kinds.FULLY_CONNECTED: "FULLY_CONNECTED", kinds.CONV_2D: "CONV_2D"}
+        inputs = list(operator.inputs)
+        return names.get(self._kind(operator)) if inputs.count(tensor) == 1 and inputs[1] == tensor else None
+
+    def add_integers(
+        self, shape: Sequence[int], name: str, integers: np.ndarray, bits: int, scale: np.ndarray, axis: int
+    ) -> int:
+        """Adds a tensor of integers, given as their bytes, with a scale for each index of an axis."""
         schema = self._schema
-        constant = self.new_tensor(self._graph.tensors[tensor].shape)
+        constant = self.new_tensor(shape)
         entry = self._graph.tensors[constant]
         entry.name = name
         entry.type = {2: schema.TensorType.INT2, 4: schema.TensorType.INT4, 8: schema.TensorType.INT8}[bits]
@@ -108,10 +115,20 @@ class Graph:
         entry.quantization.scale = scale
         entry.quantization.zeroPoint = np.zeros(scale.size, np.int64)
         entry.quantization.quantizedDimension = axis
-        dequantize = schema.OperatorT()
-        dequantize.opcodeIndex = self._operator_code(schema.BuiltinOperator.DEQUANTIZE)
-        dequantize.inputs, dequantize.outputs = [constant], [tensor]
+        return constant
+
+    def add_dequantize(self, integers: int, tensor: int) -> None:
+        """Makes a tensor the product of integers and their scales."""
+        dequantize = self._schema.OperatorT()
+        dequantize.opcodeIndex = self._operator_code(self._schema.BuiltinOperator.DEQUANTIZE)
+        dequantize.inputs, dequantize.outputs = [integers], [tensor]
         self._graph.operators = [dequantize, *(self._graph.operators or ())]
+
+    def add_metadata(self, name: str, text: str) -> None:
+        """Adds a text to the metadata."""
+        entry = self._schema.MetadataT()
+        entry.name, entry.buffer = name, self._buffer(np.frombuffer(text.encode(), np.uint8))
+        self._model.metadata = [*(self._model.metadata or ()), entry]
 
     def _buffer(self, data: np.ndarray) -> int:
         """A buffer with this content; equal ones are stored once."""
