@@ -117,9 +117,9 @@ class _FastStorage(_Storage):
         kind = self._graph.reader(operator, tensor)
         if kind is None or any(size > 1 for size in integers.step.shape[1:]):
             return False
-        # A row of a matrix fills bytes, or has 8 bits. Convolutions are fast in 8 bits, and wrong in 2.
-        fills = integers.codes.shape[-1] * integers.bits % 8 == 0
-        bits = integers.bits if kind == "FULLY_CONNECTED" and fills else 8
+        # The rows of a matrix have to fill bytes. Convolutions are fast in 8 bits only, and wrong in 2.
+        widths = [bits for bits in (2, 4, 8) if bits >= integers.bits and integers.codes.shape[-1] * bits % 8 == 0]
+        bits = widths[0] if kind == "FULLY_CONNECTED" else 8
         if tensor not in self._read:
             outputs = integers.codes.shape[0]
             step = np.broadcast_to(integers.step, (outputs, *(1 for _ in integers.codes.shape[1:])))

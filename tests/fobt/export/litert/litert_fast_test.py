@@ -50,12 +50,12 @@ def test_a_dense_layer(grid: str, split: Any):
     close(run(model, x), function(fobt.dequantize(quantized), x))
 
 
-@pytest.mark.parametrize("inputs", [1, 7, 130])
-def test_rows_that_do_not_fill_bytes_take_eight_bits(inputs: int):
+@pytest.mark.parametrize(("inputs", "bits"), [(1, 8), (7, 8), (130, 4), (132, 2)])
+def test_rows_fill_bytes(inputs: int, bits: int):
     quantized = {"kernel": leaf((inputs, 5), GRIDS["binary"])}
     x = whole_rows(3, inputs) if inputs > 1 else np.full((3, 1), 255, np.float32)
     model = fobt.export.to_litert(lambda w, x: x @ w["kernel"], quantized, x, form="fast")
-    assert stored_types(model) == [TensorType.INT8]
+    assert stored_types(model) == [{2: TensorType.INT2, 4: TensorType.INT4, 8: TensorType.INT8}[bits]]
     close(run(model, x), x @ np.asarray(quantized["kernel"].dequantize()))
 
 
