@@ -169,7 +169,9 @@ def read_damaged(files: int, folder: Path) -> list[dict[str, Any]]:
     """What became of the files of each change."""
     draw, path = random.Random(0), folder / "damaged.safetensors"
     originals = [saved(folder / "original.safetensors", tree) for tree in trees()]
-    records = {name: {"change": name, **dict.fromkeys(("files", "errors", "intact", "wrong"), 0)} for name in CHANGES}
+    records: dict[str, dict[str, Any]] = {
+        name: {"change": name, **dict.fromkeys(("files", "errors", "intact", "wrong"), 0)} for name in CHANGES
+    }
     slowest: Counter[str] = Counter()
     _limit_memory()
     for _ in range(files):

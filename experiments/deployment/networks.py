@@ -20,7 +20,7 @@ from experiments.models.transformer import Transformer
 
 IMAGES = {"lenet5": (28, 28, 1), "mlp": (28, 28, 1), "vgg": (32, 32, 3), "resnet18": (224, 224, 3)}
 DECODER_UNITS, DECODER_DEPTH = 768, 4
-Function: TypeAlias = Callable[[Any, jax.Array], jax.Array]
+Function: TypeAlias = Callable[[Any, Any], jax.Array]
 Content: TypeAlias = Callable[["Timed", np.ndarray], bytes]
 
 
