@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -35,7 +34,20 @@ from experiments.reporting.tables import Columns, markdown
 MEMORY = 64 * 2**20  # bytes that reading a file of a few kilobytes may take
 SECONDS = 2.0  # and seconds
 _NUMBERS = (-1, 0, 1, 7, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**30, 1.5, True)
-_VALUES = (*_NUMBERS, None, "", "..", "\ud800", "é" * 50, [], {}, [[]], [2**62, 2**62], [0, 2**63], "0" * 64)
+_VALUES: tuple[Any, ...] = (
+    *_NUMBERS,
+    None,
+    "",
+    "..",
+    "\ud800",
+    "é" * 50,
+    [],
+    {},
+    [[]],
+    [2**62, 2**62],
+    [0, 2**63],
+    "0" * 64,
+)
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 
 
@@ -172,7 +184,7 @@ def read_damaged(files: int, folder: Path) -> list[dict[str, Any]]:
     records: dict[str, dict[str, Any]] = {
         name: {"change": name, **dict.fromkeys(("files", "errors", "intact", "wrong"), 0)} for name in CHANGES
     }
-    slowest: Counter[str] = Counter()
+    slowest = dict.fromkeys(CHANGES, 0.0)
     _limit_memory()
     for _ in range(files):
         name, change = draw.choice(list(CHANGES.items()))
