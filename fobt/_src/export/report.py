@@ -20,6 +20,9 @@ class LeafOperator:
       stored_as: what the file holds.
       operator: what the runtime multiplies by it with.
       reason: why it is this operator.
+
+    Example:
+      See `operator_report`.
     """
 
     path: str
@@ -35,6 +38,9 @@ class OperatorReport:
 
     Attributes:
       leaves: an entry for each leaf and place.
+
+    Example:
+      See `operator_report`.
     """
 
     leaves: tuple[LeafOperator, ...]
