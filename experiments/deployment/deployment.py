@@ -19,7 +19,7 @@ import numpy as np
 import fobt
 from experiments.core.cli import make_console, parse_options
 from experiments.core.config import require
-from experiments.core.records import write_results
+from experiments.core.records import read_json, write_results
 from experiments.deployment.networks import FORMS, Timed, make_network
 from experiments.deployment.runtimes import Run, load, peak_memory
 from experiments.reporting.tables import Columns, markdown
@@ -49,7 +49,7 @@ class DeploymentConfig:
     width: float = 1
     """Units of the layers as a multiple of the network's own."""
     output: Path | None = None
-    """Folder for deployment.md and deployment.json."""
+    """Folder for the results: NETWORK-RUNTIME.json and a table of each, and summary.md with all that are there."""
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1, "rounds", "at least 1", self.rounds)
@@ -61,22 +61,29 @@ def main(arguments: Sequence[str]) -> None:
     """Measures, prints, and writes."""
     config = parse_options(DeploymentConfig, arguments, "deployment")
     console = make_console()
-    records: list[dict[str, Any]] = []
+    settings = {"threads": config.threads, "rounds": config.rounds, "width": config.width}
+    settings |= {"runtime_versions": {package: version(package) for package in PACKAGES}}
     for network in config.networks:
         for runtime in config.runtimes:
-            for batch in config.batches:
-                records += measure(config, network, runtime, batch)
-                table = markdown(columns(config.batches), side_by_side(records[-len(FORMS[runtime]) :]))
-                console.out(f"{TITLES[runtime]}, batch {batch}\n{table}", highlight=False)
-    text = "\n".join(
-        f"{TITLES[runtime]}\n\n{markdown(columns(config.batches), side_by_side(of_runtime))}"
-        for runtime in config.runtimes
-        if (of_runtime := [record for record in records if record["runtime"] == runtime])
-    )
+            records = [record for batch in config.batches for record in measure(config, network, runtime, batch)]
+            table = markdown(columns(config.batches), side_by_side(records))
+            console.out(f"{TITLES[runtime]}\n{table}", highlight=False)
+            if config.output is not None:
+                write_results(config.output, f"{network}-{runtime}", table, {**settings, "files": records})
     if config.output is not None:
-        versions = {package: version(package) for package in PACKAGES}
-        settings = {"threads": config.threads, "rounds": config.rounds, "runtime_versions": versions}
-        write_results(config.output, "deployment", text, {**settings, "files": records})
+        (config.output / "summary.md").write_text(summary(config.output), encoding="utf-8")
+
+
+def summary(folder: Path) -> str:
+    """The tables of all networks in a folder, one for each runtime."""
+    tables = []
+    for runtime, title in TITLES.items():
+        files = [folder / f"{network}-{runtime}.json" for network in get_args(NetworkName)]
+        records = [record for file in files if file.is_file() for record in read_json(file)["files"]]
+        if records:
+            batches = sorted({record["batch"] for record in records})
+            tables.append(f"{title}\n\n{markdown(columns(batches), side_by_side(records))}")
+    return "\n".join(tables)
 
 
 def measure(config: DeploymentConfig, name: str, runtime: str, batch: int) -> list[dict[str, Any]]:

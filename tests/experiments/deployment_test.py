@@ -26,7 +26,7 @@ def test_a_table_of_a_small_network(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(deployment, "peak_memory", lambda *arguments: memory.append(arguments) or 2**20)
     options = ["--networks", "mlp", "--width", "0.02", "--rounds", "1", "--runtimes", "onnx"]
     deployment.main([*options, "--output", str(tmp_path)])
-    records = json.loads((tmp_path / "deployment.json").read_text())["files"]
+    records = json.loads((tmp_path / "mlp-onnx.json").read_text())["files"]
     assert [(record["form"], record["batch"]) for record in records[::6]] == [("float32", 1), ("float32", 64)]
     assert len(records) == len(memory) == 2 * 6
     by_form = {record["form"]: record for record in records[:6]}
@@ -35,7 +35,7 @@ def test_a_table_of_a_small_network(tmp_path, monkeypatch: pytest.MonkeyPatch):
     for form, record in by_form.items():
         assert record["difference"] < (1e-5 if form in ("float32", "portable, binary") else 0.2)
         assert record["ratio"] == record["seconds"] / by_form["float32"]["seconds"]
-    table = (tmp_path / "deployment.md").read_text()
+    table = (tmp_path / "summary.md").read_text()
     assert "| mlp: fast, binary" in table
     assert "time, batch 64" in table
 
