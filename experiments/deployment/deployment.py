@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
     """Measures, prints, and writes."""
     config = parse_options(DeploymentConfig, arguments, "deployment")
     console = make_console()
-    settings = {"threads": config.threads, "rounds": config.rounds, "width": config.width}
+    settings: dict[str, Any] = {"threads": config.threads, "rounds": config.rounds, "width": config.width}
     settings |= {"runtime_versions": {package: version(package) for package in PACKAGES}}
     for network in config.networks:
         for runtime in config.runtimes:

@@ -235,6 +235,15 @@ def test_a_table_for_both_ends_and_products_that_share_rows():
     assert_equal(product, x.astype(np.float64) @ (weights["table"].T + weights["other"]))
 
 
+def test_a_square_matrix_in_two_orders():
+    quantized = {"kernel": leaf((384, 384), GRIDS["linear 2"])}
+    x = bytes_of_images(5, 384)
+    model, operators = fast(lambda w, x: x @ w["kernel"] - 2 * (x @ w["kernel"].T), quantized, x)
+    assert operators == [MANY, MANY]
+    weights = weights_of(quantized)["kernel"]
+    assert_equal(run(model, x), x.astype(np.float64) @ (weights - 2 * weights.T))
+
+
 def test_what_stays_in_floats_and_why():
     two_scales = fobt.ternary(scale_per_sign=True)(jnp.asarray(np.random.default_rng(0).normal(size=(512, 256)), "f"))
     half = dataclasses.replace(leaf((512, 256), GRIDS["binary"]), dtype=jnp.dtype(jnp.float16))
