@@ -239,7 +239,7 @@ def test_a_square_matrix_in_two_orders():
     quantized = {"kernel": leaf((384, 384), GRIDS["linear 2"])}
     x = bytes_of_images(5, 384)
     model, operators = fast(lambda w, x: x @ w["kernel"] - 2 * (x @ w["kernel"].T), quantized, x)
-    assert operators == [MANY, MANY]
+    assert operators == [MANY]  # an entry is there once
     weights = weights_of(quantized)["kernel"]
     assert_equal(run(model, x), x.astype(np.float64) @ (weights - 2 * weights.T))
 
