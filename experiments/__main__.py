@@ -17,6 +17,8 @@ COMMANDS = {
     "distributed": ("distributed.command", "training over several processes"),
     "export": ("deployment.export", "write the network of a run as ONNX, LiteRT or packed file, and verify it"),
     "demo": ("deployment.demo", "from training to small files, side by side"),
+    "deployment": ("deployment.deployment", "what exported files cost in their runtimes"),
+    "hostile_files": ("deployment.hostile_files", "read damaged packed files, and interrupt writing"),
     "read_packed": ("deployment.read_packed", "read a packed file in plain Python"),
 }
 

@@ -2,5 +2,7 @@
 
 from fobt._src.export.litert.convert import to_litert
 from fobt._src.export.onnx.convert import to_onnx
+from fobt._src.export.operator_report import operator_report
+from fobt._src.export.report import LeafOperator, OperatorReport
 
-__all__ = ["to_litert", "to_onnx"]
+__all__ = ["LeafOperator", "OperatorReport", "operator_report", "to_litert", "to_onnx"]

@@ -37,11 +37,10 @@ def draw_paths(ax: Axes) -> None:
 
 
 def draw_files(ax: Axes) -> None:
-    """Accuracy against bytes."""
+    """Accuracy against bytes, of portable files."""
     for file in read("files_lenet5/demo.json")["files"]:
-        ax.plot(
-            file["bytes"] / 1000, file["accuracy"], MARKERS[file["runtime"]], color=COLORS[file["label"]], markersize=8
-        )
+        if (marker := MARKERS.get(file["runtime"])) is not None:
+            ax.plot(file["bytes"] / 1000, file["accuracy"], marker, color=COLORS[file["label"]], markersize=8)
     handles = [ax.plot([], [], "o", color=color, label=label)[0] for label, color in COLORS.items()]
     handles += [ax.plot([], [], marker, color="black", label=name)[0] for name, marker in MARKERS.items()]
     ax.set(xscale="log", title="LeNet5 on MNIST as a file", xlabel="kB", ylabel="test accuracy %")

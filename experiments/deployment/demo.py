@@ -5,6 +5,7 @@ of several formats, runs all files over the test set, and puts sizes and accurac
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +41,8 @@ class DemoConfig:
     """Grids of the weights, beside full precision."""
     formats: tuple[Literal["safetensors", "onnx", "litert"], ...] = ("safetensors", "onnx")
     """Formats of the files."""
+    forms: tuple[Literal["portable", "fast"], ...] = ("portable",)
+    """Forms of the files of runtimes, as `export` has them."""
     epochs: int | None = None
     """Passes over the training images, instead of the job's own."""
     runs: Path
@@ -55,15 +58,20 @@ def main(arguments: Sequence[str]) -> None:
     rows = [row for job in jobs(config) for row in train(job, console)]
     config.output.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
-    for file_format in config.formats:
+    for file_format, form in itertools.product(config.formats, config.forms):
         for row in rows:
-            path = config.output / f"{row.name}{export.SUFFIXES[file_format]}"
+            if form == "fast" and (file_format == "safetensors" or row.method == "full_precision"):
+                continue
+            ending = "-fast" if form == "fast" else ""
+            path = config.output / f"{row.name}{ending}{export.SUFFIXES[file_format]}"
             folder = config.runs / row.name / "seed-0"
-            export.main([str(folder), "--format", file_format, "--verify", "--output", str(path)])
+            options = ["--format", file_format, "--form", form]
+            export.main([str(folder), *options, "--verify", "--output", str(path)])
             report = read_json(path.with_name(f"{path.name}.json"))
             same = f"{report['same_predictions']:,} of {report['test_images']:,}"
+            runtime = RUNTIMES[file_format] + (", fast" if form == "fast" else "")
             records.append(
-                {"label": row.label, "runtime": RUNTIMES[file_format], "same": same}
+                {"label": row.label, "runtime": runtime, "same": same}
                 | {key: report[key] for key in ("bytes", "bits_per_weight")}
                 | {"accuracy": 100 * report["accuracy"], "share": report["bytes"] / (records or [report])[0]["bytes"]}
             )

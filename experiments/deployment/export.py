@@ -44,8 +44,13 @@ class ExportConfig:
     """Folder of one row and seed of `experiments.train`."""
     format: Literal["safetensors", "onnx", "litert"] = "onnx"
     """safetensors has the codes of the network as it is; in the others batch normalisation is folded into scales."""
+    form: Literal["portable", "fast"] = "portable"
+    """What runs: float32 as in JAX, or integers where the runtime is faster with them, and activations of 8 bits; not
+    for safetensors."""
+    batch: int | None = None
+    """Images at a time in an onnx file, by default any number; the fast form has operators for one and for many."""
     base3: bool = False
-    """Store ternary weights five to a byte, 1.6 bits each, instead of in 2 bits; not for litert."""
+    """Store ternary weights five to a byte, 1.6 bits each, instead of in 2 bits; not for litert or the fast form."""
     verify: bool = False
     """Run the file over the test set and compare it with JAX."""
     output: Path | None = None
@@ -55,8 +60,12 @@ class ExportConfig:
 def main(arguments: Sequence[str]) -> None:
     """Exports, prints the report, and writes it as JSON."""
     config = parse_options(ExportConfig, arguments, COMMAND)
-    if config.base3 and config.format == "litert":
-        fail("--base3 must be left out for litert, which stores two bits, got --base3", code=2, command=COMMAND)
+    if config.base3 and (config.format == "litert" or config.form == "fast"):
+        fail("--base3 must be left out for litert and the fast form, got --base3", code=2, command=COMMAND)
+    if config.form == "fast" and config.format == "safetensors":
+        fail("--form must be portable for safetensors, which only has codes, got fast", code=2, command=COMMAND)
+    if config.batch is not None and (config.format != "onnx" or config.batch < 1):
+        fail(f"--batch must be at least 1, and only for onnx, got {config.batch}", code=2, command=COMMAND)
     try:
         trained = read_trained(config.folder)
         dataset = load_dataset(trained.run.config.dataset, trained.run.config.limit) if config.verify else None
@@ -64,56 +73,78 @@ def main(arguments: Sequence[str]) -> None:
         fail(str(error), code=2, command=COMMAND)
     path = config.output or config.folder / f"network{SUFFIXES[config.format]}"
     try:
-        scores = WRITERS[config.format](path, trained, config.base3)
+        scores = WRITERS[config.format](path, trained, config)
     except (OSError, ImportError) as error:
         fail(f"cannot write {path}: {error}", code=2, command=COMMAND)
-    report = {"file": str(path), "format": config.format, "row": trained.run.row.name, **sizes(path, trained.quantized)}
+    report = {
+        "file": str(path),
+        "format": config.format,
+        "form": config.form,
+        "row": trained.run.row.name,
+        **sizes(path, trained.quantized),
+    }
     if dataset is not None:
         report |= compare(trained, dataset, scores)
     print("\n".join(lines(report)))
     write_json(path.with_name(path.name + ".json"), report | {"environment": environment()})
 
 
-def write_onnx(path: Path, trained: Trained, base3: bool) -> Scores:
+def write_onnx(path: Path, trained: Trained, config: ExportConfig) -> Scores:
     """Writes an ONNX file; the scores are those of onnxruntime on CPU."""
     import onnx
     import onnxruntime
 
     network = fold(trained.run.model, trained.quantized, trained.batch_stats)
-    batch = jax.ShapeDtypeStruct(
-        jax.export.symbolic_shape(f"batch, {', '.join(map(str, image_shape(trained)))}"), jnp.float32
+    size = "batch" if config.batch is None else config.batch
+    shape = jax.export.symbolic_shape(f"{size}, {', '.join(map(str, image_shape(trained)))}")
+    model = fobt.export.to_onnx(
+        network, network.quantized, jax.ShapeDtypeStruct(shape, jnp.float32), form=config.form, base3=config.base3
     )
-    model = fobt.export.to_onnx(network, network.quantized, batch, base3=base3)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
-    options = onnxruntime.SessionOptions()
-    # By default activations in front of matrices of 2, 4 and 8 bits are rounded to 8 bits.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"input": images})[0]
+    if config.form == "fast":
+        print(fobt.export.operator_report(model))
+    # With default options, as users run it.
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return in_batches(lambda images: session.run(None, {"input": images})[0], config.batch)
 
 
-def write_safetensors(path: Path, trained: Trained, base3: bool) -> Scores:
+def in_batches(scores: Scores, size: int | None) -> Scores:
+    """The scores of any number of images from those of `size` at a time, or of any number where it is None."""
+    if size is None:
+        return scores
+
+    def scores_of_all(images: np.ndarray) -> np.ndarray:
+        padded = np.pad(images, ((0, -len(images) % size), *((0, 0),) * (images.ndim - 1)))
+        parts = [scores(padded[begin : begin + size]) for begin in range(0, len(padded), size)]
+        return np.concatenate(parts)[: len(images)]
+
+    return scores_of_all
+
+
+def write_safetensors(path: Path, trained: Trained, config: ExportConfig) -> Scores:
     """Writes a packed file; the scores are those of JAX with what is read from it."""
-    packed = fobt.packed.pack(trained.quantized, base3=base3)
+    packed = fobt.packed.pack(trained.quantized, base3=config.base3)
     fobt.packed.save_packed(path, packed, batch_stats=trained.batch_stats, metadata={"row": trained.run.row.label})
     loaded = fobt.packed.load_packed(path)
     return jax_scores(Inference(split_model(trained.run.model)[0], loaded.quantized(), loaded.batch_stats))
 
 
-def write_litert(path: Path, trained: Trained, base3: bool) -> Scores:
+def write_litert(path: Path, trained: Trained, config: ExportConfig) -> Scores:
     """Writes a LiteRT file that takes one image; the scores are those of its interpreter on CPU."""
-    del base3
     network = fold(trained.run.model, trained.quantized, trained.batch_stats)
     image = jax.ShapeDtypeStruct((1, *image_shape(trained)), jnp.float32)
-    path.write_bytes(fobt.export.to_litert(network, network.quantized, image))
+    model = fobt.export.to_litert(network, network.quantized, image, form=config.form)
+    path.write_bytes(model)
+    if config.form == "fast":
+        print(fobt.export.operator_report(model))
     from ai_edge_litert.interpreter import Interpreter
 
     run = Interpreter(str(path)).get_signature_runner()
-    return lambda images: np.concatenate([run(input=image[None])["output"] for image in images])
+    return in_batches(lambda images: run(input=images)["output"], 1)
 
 
-WRITERS: dict[str, Callable[[Path, Trained, bool], Scores]] = {
+WRITERS: dict[str, Callable[[Path, Trained, ExportConfig], Scores]] = {
     "safetensors": write_safetensors,
     "onnx": write_onnx,
     "litert": write_litert,

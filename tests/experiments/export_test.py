@@ -53,6 +53,33 @@ def test_an_onnx_file_has_the_predictions_of_jax(
     assert np.mean(scores.argmax(-1) == dataset.test.labels) == pytest.approx(report["accuracy"], abs=0.05)
 
 
+@pytest.mark.parametrize("options", [[], ["--batch", "3"], ["--format", "litert"]])
+def test_a_fast_file_agrees_with_jax(run: Path, tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]):
+    if "litert" in options:
+        pytest.importorskip("litert_converter")
+    path = tmp_path / "small"
+    export.main([str(run), "--verify", "--form", "fast", "--output", str(path), *options])
+    report = json.loads((tmp_path / "small.json").read_text())
+    assert report["test_images"] == 64
+    assert report["same_predictions"] >= 62
+    assert "because" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--form", "fast", "--base3"], "--base3 must be left out for litert and the fast form"),
+        (["--form", "fast", "--format", "safetensors"], "--form must be portable for safetensors"),
+        (["--batch", "0"], "--batch must be at least 1, and only for onnx, got 0"),
+        (["--batch", "2", "--format", "litert"], "--batch must be at least 1, and only for onnx, got 2"),
+    ],
+)
+def test_options_of_the_form_are_checked(options: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        export.main(["FOLDER", *options])
+    assert message in capsys.readouterr().err
+
+
 def test_the_file_is_as_small_as_promised(run: Path, tmp_path: Path):
     trained = read_trained(run)
     weights = sum(
@@ -100,7 +127,7 @@ def test_mistakes_give_one_line_and_code_2(job: Path, run: Path, tmp_path: Path,
     (older / "result.json").write_text((run / "result.json").read_text())
     cases = {
         (str(older),): "older was made by an older version: its config.json lacks b1",
-        (str(run), "--format", "litert", "--base3"): "--base3 must be left out for litert, which stores two bits",
+        (str(run), "--format", "litert", "--base3"): "--base3 must be left out for litert and the fast form",
         (str(tmp_path / "nowhere"),): r"nowhere is no folder of a finished run: it has no config.json",
         (str(job),): "is no folder of a finished run",
         (str(unfinished),): "has no checkpoints; they are not kept under version control, so train again",

@@ -55,9 +55,7 @@ def test_networks_in_onnxruntime(name: str, shape: tuple[int, int, int], width: 
     quantized = quantize(params, grid)
     function = jax.jit(lambda weights, x: nnx.merge(graph, weights, batch_stats)(x, training=False))
     batch = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"batch, {', '.join(map(str, shape))}"), jnp.float32)
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.disable_quant_qdq", "1")  # activations in float32
-    session = onnxruntime.InferenceSession(fobt.export.to_onnx(function, quantized, batch).SerializeToString(), options)
+    session = onnxruntime.InferenceSession(fobt.export.to_onnx(function, quantized, batch).SerializeToString())
     x = normal(3, *shape)
     expected = function(fobt.dequantize(quantized), x)
     for count in (3, 1):

@@ -25,6 +25,10 @@ def packed_matmul(x: ArrayLike, packed: Packed) -> jax.Array:
     wider. A scale per tensor or per output multiplies the result, others the block. For inference: a gradient with
     respect to x would keep all blocks.
 
+    It saves memory, not time. On a CPU a product with one row of x takes 2 to 16 times as long as one with float32
+    weights, because every weight is unpacked for it, and with 100 rows up to 2.5 times. Files of
+    `fobt.export.to_onnx(..., form="fast")` are faster than float32.
+
     Args:
       x: floating, shape (..., inputs).
       packed: packed weights of shape (inputs, outputs), as `pack` makes them of the kernel of a dense layer.

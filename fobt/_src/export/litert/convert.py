@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -17,16 +17,28 @@ from fobt._src.quantizers.quantized import Quantized
 from fobt._src.trees.params import dequantize, leaves_of_quantized
 
 
-def to_litert(function: Callable[..., Any], quantized: Any, *inputs: Any) -> bytes:
+def to_litert(
+    function: Callable[..., Any], quantized: Any, *inputs: Any, form: Literal["portable", "fast"] = "portable"
+) -> bytes:
     """A LiteRT model (.tflite) of a function whose quantized weights are integers of few bits.
 
     JAX lowers the function to StableHLO, with the quantized leaves as inputs, and `litert-converter` makes a model of
-    it. Then each of these inputs becomes a constant, the leaf's codes and scales, from which the operator DEQUANTIZE
-    makes float32 weights: INT2 for one and two bits, which LiteRT stores alike, INT4 for three and four, INT8 up to
-    eight. Levels of logarithmic grids are multiples of the smallest one, so that three bits take INT4 and four INT8.
+    it. Then each of these inputs becomes a constant, the leaf's codes and scales: INT2 for one and two bits, which
+    LiteRT stores alike, INT4 for three and four, INT8 up to eight. Levels of logarithmic grids are multiples of the
+    smallest one, so that three bits take INT4 and four INT8.
+
+    - In the form "portable" the operator DEQUANTIZE makes float32 weights of them, in every run, and activations stay
+      in float32: the model computes what JAX computes. It is slower than one in float32 for several rows or images at a
+      time, because XNNPACK computes DEQUANTIZE from INT8 only.
+    - In the form "fast" dense layers and convolutions read the integers, and LiteRT rounds the activations of each row
+      or image to 8 bits (its dynamic range quantization). Codes and scales stay exactly what they are. The kernels of
+      convolutions are INT8, for which alone XNNPACK is faster than float32; so is what other operators read, such as
+      tables of embeddings and depthwise kernels, which stay in float32. `operator_report` says for each leaf which
+      operator reads it.
+
     Transposing, reshaping, reversing and slicing of a leaf is done beforehand; whatever else a function computes of a
     leaf, it computes in each run (fold batch normalisation first). A leaf that is used in two orders of its axes is
-    stored twice. Activations stay in float32.
+    stored twice.
 
     Loops of a known number of steps (`lax.scan`, scanned layers) are unrolled. A transposed convolution becomes one
     of an image with zeros between its pixels. Infinities and NaN among activations are treated as LiteRT's kernels do.
@@ -39,6 +51,7 @@ def to_litert(function: Callable[..., Any], quantized: Any, *inputs: Any) -> byt
       quantized: the tree of weights as `quantize` or `pack` returns it; leaves that are not quantized stay in float32.
       *inputs: one example, array or `jax.ShapeDtypeStruct`, for every further argument. A dimension that is symbolic
         (`jax.export.symbolic_shape`) is free in the model, which is larger then.
+      form: "portable" or "fast".
 
     Returns:
       The content of a .tflite file. Its signature, serving_default, has the inputs input, or input_0, input_1, ...;
@@ -51,7 +64,7 @@ def to_litert(function: Callable[..., Any], quantized: Any, *inputs: Any) -> byt
       ValueError: a leaf cannot be stored: it has two scales, blocks, scales along two axes where it is used, or ones
         that are not finite, 5 bits on a logarithmic grid, or weights that are not float32. Or the function uses
         something that LiteRT or its converter does not have, which the message names: while loops, sorting, random
-        numbers, integers of few bits.
+        numbers, integers of few bits. Or `form` is none of the two.
       ImportError: one of the two packages is not installed.
 
     Example:
@@ -65,6 +78,8 @@ def to_litert(function: Callable[..., Any], quantized: Any, *inputs: Any) -> byt
       >>> run(input=x)["output"]
       array([[3., 4.]], dtype=float32)
     """
+    if form not in ("portable", "fast"):
+        raise ValueError(f"form must be 'portable' or 'fast', got {form!r}.")
     quantized = unpack(quantized)
     weights = dequantize(quantized)
     arrays, structure = jax.tree.flatten(weights)
@@ -89,7 +104,7 @@ def to_litert(function: Callable[..., Any], quantized: Any, *inputs: Any) -> byt
     names = [f"leaf_{i}" for i in leaves]
     count = len(exported.in_avals) - len(leaves)
     content = convert(exported, [*names, *numbered("input", count)], numbered("output", len(exported.out_avals)))
-    model, unused = store_weights(content, dict(zip(names, leaves.values(), strict=True)))
+    model, unused = store_weights(content, dict(zip(names, leaves.values(), strict=True)), fast=form == "fast")
     warn_of_unused(unused)
     check_runs(model, exported)
     return model

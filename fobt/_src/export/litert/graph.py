@@ -22,6 +22,7 @@ class Graph:
     def content(self) -> bytes:
         """The model as a file."""
         used = {tensor.buffer for graph in self._model.subgraphs for tensor in graph.tensors}
+        used |= {entry.buffer for entry in self._model.metadata or ()}
         for index, buffer in enumerate(self._model.buffers):
             if index not in used:
                 buffer.data = None
@@ -93,12 +94,19 @@ class Graph:
         self._graph.tensors.append(tensor)
         return len(self._graph.tensors) - 1
 
-    def add_dequantized(
-        self, tensor: int, name: str, integers: np.ndarray, bits: int, scale: np.ndarray, axis: int
-    ) -> None:
-        """Makes a tensor the product of integers, given as their bytes, and a scale for each index of an axis."""
+    def reader(self, operator: Any, tensor: int) -> str | None:
+        """The name of an operator that can read a tensor as integers, as its weights."""
+        kinds = self._schema.BuiltinOperator
+        names = {kinds.FULLY_CONNECTED: "FULLY_CONNECTED", kinds.CONV_2D: "CONV_2D"}
+        inputs = list(operator.inputs)
+        return names.get(self._kind(operator)) if inputs.count(tensor) == 1 and inputs[1] == tensor else None
+
+    def add_integers(
+        self, shape: Sequence[int], name: str, integers: np.ndarray, bits: int, scale: np.ndarray, axis: int
+    ) -> int:
+        """Adds a tensor of integers, given as their bytes, with a scale for each index of an axis."""
         schema = self._schema
-        constant = self.new_tensor(self._graph.tensors[tensor].shape)
+        constant = self.new_tensor(shape)
         entry = self._graph.tensors[constant]
         entry.name = name
         entry.type = {2: schema.TensorType.INT2, 4: schema.TensorType.INT4, 8: schema.TensorType.INT8}[bits]
@@ -107,10 +115,20 @@ class Graph:
         entry.quantization.scale = scale
         entry.quantization.zeroPoint = np.zeros(scale.size, np.int64)
         entry.quantization.quantizedDimension = axis
-        dequantize = schema.OperatorT()
-        dequantize.opcodeIndex = self._operator_code(schema.BuiltinOperator.DEQUANTIZE)
-        dequantize.inputs, dequantize.outputs = [constant], [tensor]
+        return constant
+
+    def add_dequantize(self, integers: int, tensor: int) -> None:
+        """Makes a tensor the product of integers and their scales."""
+        dequantize = self._schema.OperatorT()
+        dequantize.opcodeIndex = self._operator_code(self._schema.BuiltinOperator.DEQUANTIZE)
+        dequantize.inputs, dequantize.outputs = [integers], [tensor]
         self._graph.operators = [dequantize, *(self._graph.operators or ())]
+
+    def add_metadata(self, name: str, text: str) -> None:
+        """Adds a text to the metadata."""
+        entry = self._schema.MetadataT()
+        entry.name, entry.buffer = name, self._buffer(np.frombuffer(text.encode(), np.uint8))
+        self._model.metadata = [*(self._model.metadata or ()), entry]
 
     def _buffer(self, data: np.ndarray) -> int:
         """A buffer with this content; equal ones are stored once."""
@@ -152,6 +170,16 @@ def import_litert() -> tuple[Any, Any]:
     except ImportError as error:
         raise ImportError("to_litert needs the package ai-edge-litert: pip install 'fobt[litert]'.") from error
     return flatbuffer_utils, schema_py_generated
+
+
+def read_metadata(content: bytes, name: str) -> str | None:
+    """The text that a model has in its metadata under a name, if it has any."""
+    flatbuffer, _ = import_litert()
+    model = flatbuffer.read_model_from_bytearray(bytearray(content))
+    for entry in model.metadata or ():
+        if entry.name.decode() == name:
+            return bytes(model.buffers[entry.buffer].data).decode()
+    return None
 
 
 def _slices(begin: np.ndarray, shape: Sequence[int], strides: np.ndarray) -> Any:

@@ -2,138 +2,138 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from fobt._src.export.integers import Integers, why_no_integers
 from fobt._src.export.litert.graph import Graph
+from fobt._src.export.report import KEY, LeafOperator, described
 from fobt._src.export.weights import Weights, integer_bytes
 
-_STORED_BITS = {
-    "binary": {1: 2},
-    "linear": {2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8},
-    # Levels are multiples of the smallest one by powers of two, up to 1, 4 and 64.
-    "logarithmic": {2: 2, 3: 4, 4: 8},
-}
 
-
-def store_weights(content: bytes, leaves: Mapping[str, Weights]) -> tuple[bytes, list[str]]:
-    """The model in `content`, where every input that is a leaf becomes a constant of integers, dequantized.
+def store_weights(content: bytes, leaves: Mapping[str, Weights], *, fast: bool) -> tuple[bytes, list[str]]:
+    """The model in `content`, where every input that is a leaf becomes a constant of integers.
 
     Args:
       content: a model whose signature has the leaves among its inputs.
       leaves: the leaves, by the names of their inputs.
+      fast: whether dense layers and convolutions read the integers, and round their activations to 8 bits; otherwise
+        all read what DEQUANTIZE makes of the integers.
 
     Returns:
       The content of the new model, and the paths of the leaves that it does not use.
     """
     graph = Graph(content)
     inputs = graph.take_inputs(leaves)
-    unused = [leaf.name for name, leaf in leaves.items() if not _store(graph, inputs[name], _Integers.of(leaf))]
+    storage = _FastStorage(graph) if fast else _Storage(graph)
+    unused = [leaf.name for name, leaf in leaves.items() if not storage.store(inputs[name], Integers.of(leaf))]
+    if isinstance(storage, _FastStorage):
+        graph.add_metadata(KEY, described(storage.leaves))
     return graph.content(), unused
 
 
 def check_leaf(leaf: Weights) -> None:
     """Raises a ValueError where LiteRT has no form for a leaf."""
-    reason = None
-    if leaf.dtype != np.float32:
-        reason = f"has dtype {leaf.dtype}, allowed is float32"
-    elif len(leaf.scales) == 2:
-        reason = "has two scales, allowed is one"
-    elif leaf.block_axis is not None:
+    reason = why_no_integers(leaf)
+    if reason is None and leaf.block_axis is not None:
         reason = "has a scale for each block, allowed is one for the tensor or for each index of one axis"
-    elif not np.all(np.isfinite(leaf.scales[0])):
-        reason = "has a scale that is infinite or no number"
-    elif leaf.grid.bits not in _STORED_BITS[leaf.grid.spacing]:
-        reason = f"is on a logarithmic grid of {leaf.grid.bits} bits, allowed are 2 to 4"
     if reason is not None:
         raise ValueError(f"quantized has the leaf {leaf.name!r}, which LiteRT cannot store: it {reason}.")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Integers:
-    """A constant of integers.
+class _Storage:
+    """Puts leaves into a model, all of them dequantized."""
+
+    def __init__(self, graph: Graph):
+        self._graph = graph
+
+    def store(self, tensor: int, integers: Integers) -> bool:
+        """Makes a tensor the dequantized integers; False if nothing uses it.
+
+        What only rearranges them is done here, so that it costs nothing where the model runs, and so that scales for
+        each head and dimension become those of one axis; not where it would make two axes of one. A product of a matrix
+        with two axes becomes the operator for dense layers, which is faster and wants the matrix transposed.
+        """
+        graph = self._graph
+        if not integers.codes.size:
+            return bool(graph.users(tensor))
+        used, transposed = False, None
+        kept = graph.is_output(tensor)
+        for operator in graph.users(tensor):
+            used = True
+            layout = graph.layout(operator)
+            moved = integers.rearranged(layout) if layout is not None and operator.inputs[0] == tensor else None
+            if moved is not None and (moved.is_per_axis or not integers.is_per_axis):
+                graph.remove(operator)
+                self.store(operator.outputs[0], moved)
+            elif graph.is_product_with_matrix(operator, tensor):
+                if transposed is None:
+                    transposed = graph.new_tensor(integers.codes.shape[::-1])
+                graph.make_dense(operator, transposed)
+            elif not self.is_read(operator, tensor, integers):
+                kept = True
+        if transposed is not None:
+            self.store(transposed, integers.rearranged(np.transpose))
+        if kept:
+            self._add_dequantized(tensor, integers)
+        return used or kept
+
+    def is_read(self, operator: Any, tensor: int, integers: Integers) -> bool:
+        """Whether the operator now reads the integers themselves."""
+        return False
+
+    def _add_dequantized(self, tensor: int, integers: Integers) -> None:
+        self._graph.add_dequantize(self._constant(integers, integers.bits), tensor)
+
+    def _constant(self, integers: Integers, bits: int) -> int:
+        if not integers.is_per_axis:
+            raise ValueError(
+                f"quantized has the leaf {integers.name!r}, which LiteRT cannot store: where it is used it has scales "
+                f"of shape {integers.step.shape}, allowed is one axis with more than one."
+            )
+        axis = int(np.argmax(integers.step.shape)) if integers.step.ndim else 0
+        content, steps = integer_bytes(integers.codes, bits), integers.step.ravel()
+        return self._graph.add_integers(integers.codes.shape, integers.name, content, bits, steps, axis)
+
+
+class _FastStorage(_Storage):
+    """Lets dense layers and convolutions read integers, which XNNPACK multiplies by activations of 8 bits.
+
+    XNNPACK wants one scale for each output. It computes DEQUANTIZE only from 8 bits, so other leaves take these.
 
     Attributes:
-      name: the path of the leaf.
-      codes: the integers, int8.
-      step: the weight of integer 1, positive, float32; of the rank of the codes, with axes of full size, of which
-        LiteRT takes one at most, and others of size 1.
-      bits: 2, 4 or 8, of each integer.
+      leaves: what it chose.
     """
 
-    name: str
-    codes: np.ndarray
-    step: np.ndarray
-    bits: int
+    def __init__(self, graph: Graph):
+        super().__init__(graph)
+        self.leaves: list[LeafOperator] = []
+        self._read: dict[int, int] = {}  # from tensors of float32 to those of integers
 
-    @classmethod
-    def of(cls, leaf: Weights) -> _Integers:
-        codes, (step,) = leaf.codes, leaf.steps
-        if leaf.grid.spacing == "logarithmic":
-            codes = (np.sign(codes) * 2.0 ** (np.abs(codes) - 1.0)).astype(np.int8)
-            step = step * np.float32(2.0 ** (1 - leaf.grid.max_code))
-        # LiteRT wants positive scales; folding can make negative ones, and a scale is 0 if all its weights are.
-        codes = codes * np.sign(step).astype(np.int8)
-        step = np.where(step == 0, np.float32(1), np.abs(step))
-        return cls(leaf.name, codes, step, _STORED_BITS[leaf.grid.spacing][leaf.grid.bits])
+    def is_read(self, operator: Any, tensor: int, integers: Integers) -> bool:
+        """Whether the operator now reads the integers themselves."""
+        kind = self._graph.reader(operator, tensor)
+        if kind is None or any(size > 1 for size in integers.step.shape[1:]):
+            return False
+        # The rows of a matrix have to fill bytes. Convolutions are fast in 8 bits only, and wrong in 2.
+        widths = [bits for bits in (2, 4, 8) if bits >= integers.bits and integers.codes.shape[-1] * bits % 8 == 0]
+        bits = widths[0] if kind == "FULLY_CONNECTED" else 8
+        if tensor not in self._read:
+            outputs = integers.codes.shape[0]
+            step = np.broadcast_to(integers.step, (outputs, *(1 for _ in integers.codes.shape[1:])))
+            content = integer_bytes(integers.codes, bits)
+            self._read[tensor] = self._graph.add_integers(
+                integers.codes.shape, integers.name, content, bits, step.ravel(), 0
+            )
+        operator.inputs[1] = self._read[tensor]
+        self._chosen(integers, bits, kind, "it has a scale for each output, or one for all")
+        return True
 
-    @property
-    def is_storable(self) -> bool:
-        """Whether their steps vary along one axis at most."""
-        return sum(size > 1 for size in self.step.shape) <= 1
+    def _add_dequantized(self, tensor: int, integers: Integers) -> None:
+        self._graph.add_dequantize(self._constant(integers, 8), tensor)
+        self._chosen(integers, 8, "float32", "it is not the matrix of a dense layer or the kernel of a convolution")
 
-    def rearranged(self, layout: Callable[[np.ndarray], np.ndarray]) -> _Integers:
-        """The integers in another order or shape."""
-        codes, step = layout(self.codes), layout(np.broadcast_to(self.step, self.codes.shape))
-        for axis in range(step.ndim):
-            first = step[(slice(None),) * axis + (slice(0, 1),)]
-            step = first if np.all(step == first) else step
-        return dataclasses.replace(self, codes=codes, step=step)
-
-
-def _store(graph: Graph, tensor: int, integers: _Integers) -> bool:
-    """Makes a tensor the dequantized integers; False if nothing uses it.
-
-    What only rearranges them is done here, so that it costs nothing where the model runs, and so that scales for each
-    head and dimension become those of one axis; not where it would make two axes of one. A product of a matrix with
-    two axes becomes the operator for dense layers, which is faster and wants the matrix transposed.
-    """
-    if not integers.codes.size:
-        return bool(graph.users(tensor))
-    used, transposed = False, None
-    kept = graph.is_output(tensor)
-    for operator in graph.users(tensor):
-        used = True
-        layout = graph.layout(operator)
-        moved = integers.rearranged(layout) if layout is not None and operator.inputs[0] == tensor else None
-        if moved is not None and (moved.is_storable or not integers.is_storable):
-            graph.remove(operator)
-            _store(graph, operator.outputs[0], moved)
-        elif graph.is_product_with_matrix(operator, tensor):
-            if transposed is None:
-                transposed = graph.new_tensor(integers.codes.shape[::-1])
-                _add(graph, transposed, integers.rearranged(np.transpose))
-            graph.make_dense(operator, transposed)
-        else:
-            kept = True
-    if kept:
-        _add(graph, tensor, integers)
-    return used or kept
-
-
-def _add(graph: Graph, tensor: int, integers: _Integers) -> None:
-    if not integers.is_storable:
-        raise ValueError(
-            f"quantized has the leaf {integers.name!r}, which LiteRT cannot store: where it is used it has scales of "
-            f"shape {integers.step.shape}, allowed is one axis with more than one."
-        )
-    graph.add_dequantized(
-        tensor,
-        integers.name,
-        integer_bytes(integers.codes, integers.bits),
-        integers.bits,
-        integers.step.ravel(),
-        int(np.argmax(integers.step.shape)) if integers.step.ndim else 0,
-    )
+    def _chosen(self, integers: Integers, bits: int, operator: str, reason: str) -> None:
+        self.leaves.append(LeafOperator(integers.name, integers.codes.shape, f"{bits} bits", operator, reason))

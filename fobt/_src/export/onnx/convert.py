@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,28 +13,49 @@ from jax.extend import core
 
 from fobt._src.base.tree_paths import leaf_paths
 from fobt._src.export.calls import called_jaxpr
+from fobt._src.export.onnx.forms import Fast, Portable
 from fobt._src.export.onnx.functions import DOMAIN
 from fobt._src.export.onnx.graph import Constant, Graph, Tensor, Value
 from fobt._src.export.onnx.loops import unrolled
 from fobt._src.export.onnx.primitives import CONVERTERS
 from fobt._src.export.onnx.types import Unsupported
-from fobt._src.export.onnx.weights import emit
+from fobt._src.export.report import KEY, described
 from fobt._src.export.weights import Weights, numbered, warn_of_unused
 from fobt._src.packed.packing import unpack
 from fobt._src.quantizers.quantized import Quantized
 from fobt._src.trees.params import dequantize, leaves_of_quantized
 
 
-def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: bool = False) -> Any:
+def to_onnx(
+    function: Callable[..., Any],
+    quantized: Any,
+    *inputs: Any,
+    form: Literal["portable", "fast"] = "portable",
+    base3: bool = False,
+) -> Any:
     """An ONNX model of a function whose quantized weights stay packed.
 
-    The graph holds every quantized leaf as codes of the promised number of bits, and its scale:
+    The file holds every quantized leaf as codes of the promised number of bits, and its scale:
 
-    - linear grids of 2, 4 and 8 bits as INT2, INT4 and INT8, from which `DequantizeLinear` makes weights;
-    - all others as bytes, from which a function of standard operators makes weights, one for each number of bits. Code
-      c is the field c + n, or (c + 1)/2 on the binary grid; the stream of fields of the leaf, in C order and the least
-      significant bit first, is cut into bytes. In base 3 a byte holds five fields, Σ uᵢ 3ⁱ. Ternary matrices whose rows
-      do not fill bytes are stored like this, too, because onnxruntime misreads them as INT2.
+    - linear grids of 2, 4 and 8 bits as INT2, INT4 and INT8;
+    - all others as bytes, one function of standard operators for each number of bits. Code c is the field c + n, or
+      (c + 1)/2 on the binary grid; the stream of fields of the leaf, in C order and the least significant bit first, is
+      cut into bytes. In base 3 a byte holds five fields, Σ uᵢ 3ⁱ.
+
+    The form is what becomes of them:
+
+    - "portable": standard operators, from which float32 weights are computed once, when a runtime loads the model. It
+      computes what JAX computes, to rounding, at the speed of a model in float32, and takes as much memory.
+    - "fast": operators of onnxruntime (domain com.microsoft) that multiply by integers, where they are faster than
+      float32 on a CPU. For 1 to 4 rows at a time that is `MatMulNBits`, which keeps 2, 4 or 8 bits in memory; for more,
+      or any number (a symbolic one), `DynamicQuantizeLinear` and `MatMulIntegerToFloat`, which keep int8. So a model
+      that runs on one row is best exported with an example of one row. Convolutions with 128 or more output channels
+      become products of the latter kind. Codes and scales stay exactly what they are; activations are rounded to 8
+      bits, in blocks of a row in the first case, with one scale for a whole array in the second. What is no faster in
+      integers, small matrices and kernels of few channels, stays in float32, and so do grids that the operators do not
+      have (two scales, logarithmic ones of 5 bits): `operator_report` says for each leaf which operator multiplies by
+      it, and why. Logarithmic grids of 3 and 4 bits are stored in 4 and 8 bits, linear ones of 3 in 4, and of 5 to 7 in
+      8. A matrix that is used in two ways, such as an embedding that is tied to the output, is stored twice.
 
     A leaf is stored once, in the order of axes in which the graph uses it first, under its path; where that is a name
     of the graph's own, such as input, it has a number behind it. Of layers that are stacked for a loop each has weights
@@ -43,12 +63,9 @@ def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: b
     leaves is computed beforehand. Two-bit tensors need opset 25 (onnxruntime 1.24 or newer); everything else is opset
     21.
 
-    The model computes what JAX computes, to rounding. Integers wrap around, and dtypes for which onnxruntime has no
-    kernels are carried in wider ones. What may differ is an index out of range, which onnxruntime refuses when it runs,
-    and a maximum over numbers of which some are NaN.
-
-    By default onnxruntime fuses `DequantizeLinear` and `MatMul` into a kernel that rounds activations to 8 bits. With
-    its session option `session.disable_quant_qdq` = "1" they stay in float32, at the speed of a model in float32.
+    Integers wrap around, and dtypes for which onnxruntime has no kernels are carried in wider ones. What may differ
+    from JAX is an index out of range, which onnxruntime refuses when it runs, and a maximum over numbers of which some
+    are NaN. Both forms are meant for onnxruntime's default session options.
 
     Args:
       function: from a tree of weights, and the inputs, to an array or a tree of arrays. It may use dense layers,
@@ -58,7 +75,8 @@ def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: b
       quantized: the tree of weights as `quantize` or `pack` returns it; other leaves are stored as they are.
       *inputs: one example, array or `jax.ShapeDtypeStruct`, for every further argument. A dimension that is symbolic
         (`jax.export.symbolic_shape`) is free in the model.
-      base3: whether ternary weights take 1.6 bits, five to a byte, instead of 2.
+      form: "portable" or "fast".
+      base3: whether ternary weights take 1.6 bits, five to a byte, instead of 2; not in the fast form.
 
     Returns:
       An `onnx.ModelProto`. Inputs are called input, or input_0, input_1, ...; outputs likewise.
@@ -68,7 +86,8 @@ def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: b
 
     Raises:
       ValueError: the function has a primitive that has no counterpart here, or not for its dtype or parameters, which
-        the message names; it returns no array; or a quantized leaf is float64.
+        the message names; it returns no array; a quantized leaf is float64; `form` is none of the two; or `base3` is
+        not for the form.
       ImportError: onnx is not installed.
 
     Example:
@@ -78,10 +97,15 @@ def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: b
       >>> x = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 1"), jnp.float32)
       >>> model = fobt.export.to_onnx(lambda weights, x: x @ weights["kernel"], quantized, x)
       >>> [node.op_type for node in model.graph.node]
-      ['DequantizeLinear', 'MatMul']
+      ['Cast', 'Mul', 'MatMul']
       >>> model.graph.initializer[0].raw_data.hex()  # codes 2 and -6
       'a2'
     """
+    if form not in ("portable", "fast"):
+        raise ValueError(f"form must be 'portable' or 'fast', got {form!r}.")
+    if base3 and form == "fast":
+        raise ValueError("base3 must be False for form='fast', whose products read 2 bits, got True.")
+    storage = Fast() if form == "fast" else Portable(base3=base3)
     quantized = unpack(quantized)
     weights = dequantize(quantized)
     closed = jax.make_jaxpr(function)(weights, *inputs)
@@ -94,10 +118,13 @@ def to_onnx(function: Callable[..., Any], quantized: Any, *inputs: Any, base3: b
     ]
     leaves = [_leaf(path, leaf) for path, leaf in zip(leaf_paths(weights), leaves_of_quantized(quantized), strict=True)]
     paths = [leaf.name for leaf in leaves if isinstance(leaf, Weights)]
-    graph = Graph(tensors, numbered("output", len(closed.out_avals)), paths, functools.partial(emit, base3=base3))
+    graph = Graph(tensors, numbered("output", len(closed.out_avals)), paths, storage)
     graph.add_outputs(_convert(graph, closed, [*leaves, *tensors]))
     warn_of_unused(graph.unused_leaves())
-    return _model(graph, tensors, closed.out_avals)
+    model = _model(graph, tensors, closed.out_avals)
+    if isinstance(storage, Fast):
+        graph.onnx.helper.set_model_props(model, {KEY: described(storage.leaves)})
+    return model
 
 
 def _leaf(path: str, leaf: Any) -> Value:
@@ -184,7 +211,8 @@ def _model(graph: Graph, inputs: Sequence[Tensor], output_types: Sequence[Any]) 
 
     opsets = [helper.make_opsetid("", graph.opset)]
     functions = [helper.make_function(DOMAIN, name, *body, opsets) for name, body in graph.functions.items()]
-    used = opsets + ([helper.make_opsetid(DOMAIN, 1)] if functions else [])
+    used_domains = {node.domain for node in graph.nodes if node.domain}
+    used = opsets + [helper.make_opsetid(domain, 1) for domain in sorted(used_domains)]
     return helper.make_model(
         helper.make_graph(
             graph.nodes,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from fobt._src.export.onnx.types import Unsupported, carrier
 from fobt._src.export.weights import Weights
 
-OPSET = 21  # the first one whose DequantizeLinear takes 4-bit tensors and blocks
+OPSET = 21  # the first one that casts 4-bit tensors
 
 
 def import_onnx() -> Any:
@@ -61,6 +61,21 @@ class Tensor:
 Value: TypeAlias = Constant | Weights | Tensor
 
 
+class Form(Protocol):
+    """How quantized weights are stored in a graph and multiplied by; `forms.py` has two."""
+
+    def weights(self, graph: Graph, weights: Weights) -> Tensor:
+        """The weights as an array of floats."""
+
+    def product(
+        self, graph: Graph, rows: Value, weights: Weights, axes: tuple[Sequence[int], Sequence[int]]
+    ) -> Tensor | None:
+        """The product of the last axis of `rows` and a matrix of weights, or None where it is one of floats."""
+
+    def convolution(self, graph: Graph, params: Mapping[str, Any], images: Value, weights: Weights) -> Tensor | None:
+        """A convolution of images with channels last, or None where it is one of floats."""
+
+
 class Graph:
     """A graph under construction.
 
@@ -68,7 +83,7 @@ class Graph:
       inputs: the inputs of the graph.
       outputs: the names of its outputs.
       leaves: the names of the quantized leaves.
-      emit: stores weights in a graph.
+      form: how quantized weights are stored and multiplied by.
     """
 
     def __init__(
@@ -76,13 +91,13 @@ class Graph:
         inputs: Sequence[Tensor],
         outputs: Sequence[str],
         leaves: Iterable[str],
-        emit: Callable[[Weights, Graph], Tensor],
+        form: Form,
     ):
         self.onnx = import_onnx()
         self.opset = OPSET
         self._inputs = inputs
         self.outputs = outputs
-        self._emit = emit
+        self.form = form
         self.nodes: list[Any] = []
         self.initializers: dict[Any, Any] = {}
         self.functions: dict[str, tuple[list[str], list[str], list[Any]]] = {}  # inputs, outputs and nodes
@@ -90,6 +105,7 @@ class Graph:
         # Leaves first, because their names mean something to the user; then no other name can be one of them.
         self._leaf_names = {leaf: self._unique(leaf.encode("utf-8", "backslashreplace").decode()) for leaf in leaves}
         self._counter = itertools.count(1)
+        self._used: set[str] = set()  # leaves and rows of leaves
         self._stored: dict[str, tuple[Weights, Tensor]] = {}
         self._rearranged: dict[Any, Tensor] = {}
 
@@ -189,7 +205,7 @@ class Graph:
     def unused_leaves(self) -> list[str]:
         """The quantized leaves that are not in the graph."""
         # A row of a leaf has a number behind the path; no other leaf has a path that begins with this one.
-        used = {name for stored in self._stored for name in (stored, stored.rpartition("/")[0])}
+        used = {name for leaf in self._used for name in (leaf, leaf.rpartition("/")[0])}
         return [leaf for leaf in self._leaf_names if leaf not in used]
 
     def name(self, value: Value | np.ndarray) -> str:
@@ -204,7 +220,7 @@ class Graph:
     def _emitted(self, weights: Weights) -> Tensor:
         """Weights in the graph; a leaf is stored once, as it is used first, and rearranged for other uses."""
         if weights.name not in self._stored:
-            self._stored[weights.name] = weights, self._emit(weights, self)
+            self._stored[weights.name] = weights, self.form.weights(self, weights)
         stored, tensor = self._stored[weights.name]
         key = weights.name, weights.order, weights.reversed_axes
         if key not in self._rearranged:
@@ -218,8 +234,11 @@ class Graph:
     def store(self, data_type: int, shape: Sequence[int], content: bytes, leaf: str | None = None) -> Tensor:
         """A stored tensor, by the name of a leaf or a fresh one; equal ones are stored once."""
         key = data_type, tuple(shape), content
+        is_first = leaf not in self._used
+        self._used |= set() if leaf is None else {leaf}
         if key not in self.initializers:
-            name = self.fresh() if leaf is None else self._leaf_names.get(leaf) or self._unique(leaf)
+            known = self._leaf_names.get(leaf) if leaf is not None and is_first else None
+            name = self.fresh() if leaf is None else known or self._unique(leaf)
             self.initializers[key] = self.onnx.TensorProto(data_type=data_type, dims=shape, raw_data=content, name=name)
         dtype = self.onnx.helper.tensor_dtype_to_np_dtype(data_type)
         return Tensor(self.initializers[key].name, tuple(shape), dtype)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -13,6 +14,7 @@ from fobt._src.export.onnx.elementwise import Converter, elementwise, number_lik
 from fobt._src.export.onnx.graph import Constant, Graph, Value
 from fobt._src.export.onnx.shapes import exact, padded, window
 from fobt._src.export.onnx.types import Unsupported, carrier
+from fobt._src.export.weights import Weights
 
 
 def reduction(op: str) -> Converter:
@@ -126,14 +128,17 @@ def dot_general(graph: Graph, eqn: Any, left: Value, right: Value) -> Value:
     (left_axes, right_axes), (left_batch, right_batch) = eqn.params["dimension_numbers"]
     left, right = exact(graph, eqn, left, 0), exact(graph, eqn, right, 1)
     out = eqn.outvars[0].aval
-    # Products are summed up in the dtype of the output where that is the wider one.
-    dtype = np.dtype(out.dtype)
-    left, right = graph.cast(left, dtype), graph.cast(right, dtype)
-    if len(right.shape) == 2 and not left_batch and list(left_axes) == [len(left.shape) - 1]:
-        matrix = graph.transpose(right, (1, 0)) if right_axes[0] == 1 else right
-        return graph.compute("MatMul", [left, matrix], out.shape)
     if not left.shape or not right.shape:
-        return elementwise("Mul")(graph, eqn, left, right)
+        # Products are summed up in the dtype of the output where that is the wider one.
+        return elementwise("Mul")(graph, eqn, *(graph.cast(value, out.dtype) for value in (left, right)))
+    if left_axes and not left_batch:
+        if _is_stored(right) or (len(right.shape) == 2 and list(left_axes) == [len(left.shape) - 1]):
+            return _product_with_matrix(graph, left, right, left_axes, right_axes, out.dtype)
+        if _is_stored(left):
+            product = _product_with_matrix(graph, right, left, right_axes, left_axes, out.dtype)
+            first = len(right.shape) - len(right_axes)  # the axes of the right one
+            return graph.transpose(product, [*range(first, len(out.shape)), *range(first)])
+    left, right = graph.cast(left, out.dtype), graph.cast(right, out.dtype)
     letters = iter("abcdefghijklmnopqrstuvwxyz")
     left_letters, right_letters = [""] * len(left.shape), [""] * len(right.shape)
     for i, j in [*zip(left_batch, right_batch, strict=True), *zip(left_axes, right_axes, strict=True)]:
@@ -145,6 +150,35 @@ def dot_general(graph: Graph, eqn: Any, left: Value, right: Value) -> Value:
     free += [letter for letter in right_letters if letter not in left_letters]
     equation = f"{''.join(left_letters)},{''.join(right_letters)}->{''.join(batch + free)}"
     return graph.compute("Einsum", [left, right], out.shape, equation=equation)
+
+
+def _is_stored(value: Value) -> bool:
+    """Whether it is of sizes that are known, and rearranged when the graph is made, or when it is loaded."""
+    return isinstance(value, Constant | Weights)
+
+
+def _product_with_matrix(
+    graph: Graph, left: Value, right: Value, left_axes: Sequence[int], right_axes: Sequence[int], dtype: Any
+) -> Value:
+    """The sum over axes of two tensors, the right one as a matrix: the free axes of the left one, then of the right."""
+    left_free = [axis for axis in range(len(left.shape)) if axis not in left_axes]
+    right_free = [axis for axis in range(len(right.shape)) if axis not in right_axes]
+    inputs, outputs = (math.prod(right.shape[axis] for axis in axes) for axes in (right_axes, right_free))
+    batch, columns = [left.shape[axis] for axis in left_free], [right.shape[axis] for axis in right_free]
+    left = graph.transpose(left, [*left_free, *left_axes])
+    product = None
+    if isinstance(right, Weights) and np.dtype(dtype) == left.dtype:
+        rows = graph.reshape(left, [*(batch or [1]), inputs])
+        product = graph.form.product(graph, rows, right, (right_axes, right_free))
+    if product is None:
+        rows = graph.reshape(left, [*batch, inputs])
+        matrix = graph.reshape(graph.transpose(right, [*right_axes, *right_free]), [inputs, outputs])
+        # Products are summed up in the dtype of the output where that is the wider one.
+        shape = [*batch, outputs]
+        return graph.reshape(
+            graph.compute("MatMul", [graph.cast(rows, dtype), graph.cast(matrix, dtype)], shape), [*batch, *columns]
+        )
+    return graph.reshape(product, [*batch, *columns])
 
 
 REDUCTIONS: Mapping[str, Converter] = MappingProxyType(

@@ -1,4 +1,4 @@
-"""Quantized weights in an ONNX graph: low-bit initializers, and the nodes that make weights of them."""
+"""Quantized weights in an ONNX graph: initializers of few bits, and the nodes that make float weights of them."""
 
 from __future__ import annotations
 
@@ -13,59 +13,43 @@ from fobt._src.export.weights import Weights, integer_bytes
 from fobt._src.packed.layout import pack_codes
 from fobt._src.packed.packing import encoding_of
 
-INT2_OPSET = 25  # the first one whose DequantizeLinear takes 2-bit tensors
+INT2_OPSET = 25  # the first one that casts 2-bit tensors
 
 
 def emit(weights: Weights, graph: Graph, *, base3: bool) -> Tensor:
-    """Stores weights in the graph.
+    """Stores weights in the graph, and makes float weights of them by nodes that a runtime computes as it loads them.
 
-    Linear grids of 2, 4 and 8 bits are INT2, INT4 and INT8 tensors of codes for `DequantizeLinear`. For all others, for
-    ternary weights in base 3, and for ternary matrices whose rows do not fill bytes, uint8 tensors of packed fields go
-    through a function of standard operators.
+    Linear grids of 2, 4 and 8 bits are INT2, INT4 and INT8 tensors of codes for `Cast`. For all others, and for ternary
+    weights in base 3, uint8 tensors of packed fields go through a function of standard operators. `DequantizeLinear` is
+    not among them: by default onnxruntime computes it in every run, or rounds activations where it precedes a product.
     """
     is_ternary = weights.grid.bits == 2
-    # onnxruntime 1.32 fuses DequantizeLinear and MatMul into a kernel that misreads such 2-bit matrices.
-    is_misread = is_ternary and weights.codes.ndim == 2 and weights.shape[-1] % 4 != 0
-    # DequantizeLinear has an axis, even where that does not matter.
-    has_integers = weights.grid.spacing == "linear" and weights.grid.bits in (2, 4, 8) and weights.codes.ndim > 0
-    if has_integers and not is_misread and not (is_ternary and base3):
-        tensor = _emit_integers(weights, graph)
+    has_integers = weights.grid.spacing == "linear" and weights.grid.bits in (2, 4, 8)
+    if has_integers and not (is_ternary and base3):
+        codes = store_integers(graph, weights.codes, weights.grid.bits, weights.name, np.float32)
     else:
-        tensor = _emit_packed(weights, graph, base3=base3 and is_ternary)
+        codes = _unpacked(weights, graph, base3=base3 and is_ternary)
+    tensor = _scaled(weights, graph, codes)
     if weights.dtype != np.float32:
         data_type = graph.data_type(weights.dtype)
         tensor = graph.add("Cast", [tensor], weights.shape, weights.dtype, to=data_type)
     return tensor
 
 
-def _emit_integers(weights: Weights, graph: Graph) -> Tensor:
-    bits, types, steps = weights.grid.bits, graph.onnx.TensorProto, weights.steps
+def store_integers(graph: Graph, integers: np.ndarray, bits: int, name: str, dtype: Any) -> Tensor:
+    """Stores integers, int8, in 2, 4 or 8 bits, and casts them to another dtype."""
+    types = graph.onnx.TensorProto
     if bits == 2:
         graph.opset = INT2_OPSET
     data_type = {2: types.INT2, 4: types.INT4, 8: types.INT8}[bits]
-    content = integer_bytes(weights.codes, bits)
-    codes = graph.store(data_type, weights.shape, content.tobytes(), weights.name)
-    kept = [axis for axis, size in enumerate(steps[0].shape) if size > 1]
-    blocked = weights.block_axis is not None and weights.block_axis in kept
-    if len(steps) == 1 and blocked:
-        return graph.add(
-            "DequantizeLinear",
-            [codes, steps[0]],
-            weights.shape,
-            np.float32,
-            axis=weights.block_axis,
-            block_size=weights.block_size,
-        )
-    if len(steps) == 1 and len(kept) <= 1:
-        scale = steps[0].reshape(-1 if kept else ())
-        # One scale for all weights makes the axis irrelevant, but it must exist.
-        axis = kept[0] if kept else 0
-        return graph.add("DequantizeLinear", [codes, scale], weights.shape, np.float32, axis=axis)
-    one = np.ones((), np.float32)
-    return _scaled(weights, graph, graph.add("DequantizeLinear", [codes, one], weights.shape, np.float32))
+    stored = graph.store(data_type, integers.shape, integer_bytes(integers, bits).tobytes(), name)
+    if bits == 8 and dtype == np.int8:
+        return stored
+    return graph.add("Cast", [stored], integers.shape, dtype, to=graph.data_type(dtype))
 
 
-def _emit_packed(weights: Weights, graph: Graph, *, base3: bool) -> Tensor:
+def _unpacked(weights: Weights, graph: Graph, *, base3: bool) -> Tensor:
+    """The levels of the weights, for scale 1."""
     n, bits, spacing = weights.grid.max_code, weights.grid.bits, weights.grid.spacing
     content = pack_codes(weights.codes, spacing, bits, encoding_of(bits, base3))
     # The levels of all fields, of which the last one is not used where zero is a level.
@@ -77,8 +61,7 @@ def _emit_packed(weights: Weights, graph: Graph, *, base3: bool) -> Tensor:
     shape = np.array(weights.shape, np.int64)
     function = unpack_function(graph, bits, base3=base3)
     stored = graph.store(graph.onnx.TensorProto.UINT8, content.shape, content.tobytes(), weights.name)
-    unpacked = graph.add(function, [stored, levels, shape], weights.shape, np.float32, domain=DOMAIN)
-    return _scaled(weights, graph, unpacked)
+    return graph.add(function, [stored, levels, shape], weights.shape, np.float32, domain=DOMAIN)
 
 
 def _scaled(weights: Weights, graph: Graph, codes: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from fobt._src.export.onnx.elementwise import Converter, elementwise, number_lik
 from fobt._src.export.onnx.graph import Graph, Value
 from fobt._src.export.onnx.shapes import exact, window
 from fobt._src.export.onnx.types import Unsupported
+from fobt._src.export.weights import Weights
 
 _MOST_SLIDING_AXES = 3  # of pooling and convolution in onnxruntime
 
@@ -28,6 +29,10 @@ def convolution(graph: Graph, eqn: Any, images: Value, kernel: Value) -> Value:
     if len(out.shape) - 2 > _MOST_SLIDING_AXES:
         raise Unsupported(f"along {len(out.shape) - 2} axes, of which onnxruntime takes {_MOST_SLIDING_AXES}")
     dtype = np.dtype(out.dtype)
+    if isinstance(kernel, Weights) and dtype == images.dtype:
+        product = _in_integers(graph, eqn, images, kernel)
+        if product is not None:
+            return product
     images = graph.transpose(graph.cast(exact(graph, eqn, images), dtype), numbers.lhs_spec)
     kernel = graph.transpose(graph.cast(exact(graph, eqn, kernel, 1), dtype), numbers.rhs_spec)
     shape = [out.shape[axis] for axis in numbers.out_spec]
@@ -35,6 +40,18 @@ def convolution(graph: Graph, eqn: Any, images: Value, kernel: Value) -> Value:
     convolve = _transposed if is_transposed else _ordinary
     output = convolve(graph, params, images, kernel, shape)
     return graph.transpose(output, np.argsort(numbers.out_spec).tolist())
+
+
+def _in_integers(graph: Graph, eqn: Any, images: Value, kernel: Weights) -> Value | None:
+    """The convolution as the form of the model computes it, if it does: with channels in the last axis."""
+    numbers = eqn.params["dimension_numbers"]
+    (batch, channels, *places), (outputs, inputs, *window_axes) = numbers.lhs_spec, numbers.rhs_spec
+    images = graph.transpose(exact(graph, eqn, images), [batch, *places, channels])
+    product = graph.form.convolution(graph, eqn.params, images, kernel.transpose([*window_axes, inputs, outputs]))
+    if product is None:
+        return None
+    batch, channels, *places = numbers.out_spec
+    return graph.transpose(product, np.argsort([batch, *places, channels]).tolist())
 
 
 def _ordinary(graph: Graph, params: Mapping[str, Any], images: Value, kernel: Value, shape: Sequence[Any]) -> Value:

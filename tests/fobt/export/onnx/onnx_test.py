@@ -141,25 +141,12 @@ def test_weights_of_other_dtypes_and_axes():
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("outputs", [1, 6, 7, 10, 16])
 def test_matrices_with_rows_that_do_not_fill_bytes(bits: int, outputs: int):
-    """The fused 2-bit kernel of onnxruntime 1.32 gives wrong products unless 4 divides the number of outputs."""
     for split in (fobt.per_tensor(), fobt.per_channel(), fobt.per_block(16), fobt.per_block(32)):
         quantized = matrix(48, outputs, Grid("linear", bits), split)
         model = fobt.export.to_onnx(lambda weights, x: x @ weights, quantized, free_batch(48))
         x = normal(5, 48, seed=1)
-        (product,) = run(model, x, qdq_matmulnbits_accuracy_level="1")
+        (product,) = run(model, x)
         np.testing.assert_allclose(product, x @ by_hand(quantized), rtol=1e-4, atol=1e-4)
-
-
-def test_the_session_option_keeps_activations_in_float32():
-    x = normal(8, 256, seed=1)
-    for bits in (2, 4, 8):
-        quantized = matrix(256, 64, Grid("linear", bits))
-        model = fobt.export.to_onnx(lambda weights, x: x @ weights, quantized, free_batch(256))
-        expected = x @ by_hand(quantized)
-        size = np.std(expected)
-        assert np.abs(run(model, x, disable_quant_qdq="1")[0] - expected).max() < 1e-5 * size
-        # The default; where this fails, onnxruntime has changed and the documentation can, too.
-        assert np.abs(run(model, x, disable_quant_qdq="0")[0] - expected).max() > 1e-3 * size
 
 
 def pad_and_slice(weights, x):
