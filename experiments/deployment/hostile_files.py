@@ -30,6 +30,7 @@ from experiments.core.cli import make_console, parse_options
 from experiments.core.config import require
 from experiments.core.records import write_results
 from experiments.reporting.tables import Columns, markdown
+from fobt._src.packed.compressed import compress, decompress
 
 MEMORY = 64 * 2**20  # bytes that reading a file of a few kilobytes may take
 SECONDS = 2.0  # and seconds
@@ -123,11 +124,15 @@ def other_value(content: bytes, draw: random.Random) -> bytes:
 
 
 def other_description(content: bytes, draw: random.Random) -> bytes:
-    """Another value in what fobt says of the arrays, the metadata of safetensors."""
+    """Another value in what fobt says of the arrays: in its compressed description, or beside it."""
     header = _header(content)
-    metadata = {key: _changed(text, draw) for key, text in header["__metadata__"].items()}
-    texts = {key: text if isinstance(text, str) else json.dumps(text) for key, text in metadata.items()}
-    return _joined(json.dumps({**header, "__metadata__": texts}).encode(), content)
+    stored = json.loads(header["__metadata__"]["fobt"])
+    if draw.random() < 0.8:
+        description = _changed(json.loads(decompress(stored["description"])), draw)
+        stored["description"] = compress(json.dumps(description))
+    else:
+        stored = _changed(stored, draw)
+    return _joined(json.dumps({**header, "__metadata__": {"fobt": json.dumps(stored)}}).encode(), content)
 
 
 def twice(content: bytes, draw: random.Random) -> bytes:
