@@ -13,9 +13,12 @@ COMMANDS = {
     "comparison": ("studies.comparison", "every method with its own settings, at equal gradients and at equal time"),
     "zigzag": ("studies.zigzag.command", "zig-zags: figures, tables, theory"),
     "post_training": ("studies.post_training", "quantization after training: LAPQ, projections, rounding"),
+    "language": ("studies.language.command", "a small language model in few bits, on real text"),
+    "fine_tuning": ("studies.fine_tuning", "float32 weights quantized after training, then trained at 1 to 4 bits"),
     "benchmark": ("costs.benchmark", "what projections, steps and packed weights cost"),
     "distributed": ("distributed.command", "training over several processes"),
     "export": ("deployment.export", "write the network of a run as ONNX, LiteRT or packed file, and verify it"),
+    "language_export": ("deployment.language", "write a language model as ONNX or LiteRT, with a cache, and verify it"),
     "demo": ("deployment.demo", "from training to small files, side by side"),
     "read_packed": ("deployment.read_packed", "read a packed file in plain Python"),
 }
