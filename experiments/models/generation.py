@@ -36,6 +36,6 @@ def generate(
 
 
 def sample(next_byte: NextByte, cache: Any, context: int) -> str:
-    """The text with which a network goes on after `PROMPT`, the same in every call; bytes that are no UTF-8 become �."""
+    """The text with which a network goes on after `PROMPT`, the same in every call; what is no UTF-8 becomes �."""
     text = generate(next_byte, cache, PROMPT, SAMPLE_BYTES, context=context, temperature=TEMPERATURE, seed=0)
     return text.decode(errors="replace")

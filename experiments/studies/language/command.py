@@ -31,31 +31,28 @@ from experiments.reporting.tables import Columns, interval, markdown, spread
 from experiments.studies.language.training import Size, Trainer, read_weights
 
 COMMAND = "language"
-FULL_PRECISION, LAQ = Row(method="full_precision"), Row(method="laq", grid="binary")
-# By label the row, and the learning rate that had the lowest validation loss with seed 100 among factors of two.
-ROWS: Mapping[str, tuple[Row, float]] = MappingProxyType(
+ROWS: Mapping[str, Row] = MappingProxyType(
     {
-        "full precision": (FULL_PRECISION, 0.004),
-        "LAQ, 4 bits": (Row(method="laq", grid="linear4"), 0.004),
-        "LAQ, ternary": (Row(method="laq", grid="ternary"), 0.004),
-        "LAQ, binary": (LAQ, 0.004),
-        "curvature 1, ternary": (Row(method="curvature_one", grid="ternary"), 0.004),
-        "curvature 1, binary": (Row(method="curvature_one", grid="binary"), 0.004),
-        "PARQ, binary": (Row(method="parq", grid="binary"), 0.004),
-        "forward-backtrack, binary, a = 0.6": (
-            Row(method="forward_backtrack", grid="binary", a=0.6, every=1, every_unit="steps"),
-            0.004,
+        "full precision": Row(method="full_precision"),
+        "LAQ, 4 bits": Row(method="laq", grid="linear4"),
+        "LAQ, ternary": Row(method="laq", grid="ternary"),
+        "LAQ, binary": Row(method="laq", grid="binary"),
+        "curvature 1, ternary": Row(method="curvature_one", grid="ternary"),
+        "curvature 1, binary": Row(method="curvature_one", grid="binary"),
+        "PARQ, binary": Row(method="parq", grid="binary"),
+        "forward-backtrack, binary, a = 0.6": Row(
+            method="forward_backtrack", grid="binary", a=0.6, every=1, every_unit="steps"
         ),
     }
 )
 EXPLANATION = """
 {parameters:,} parameters: {depth} layers of width {width}, bytes as tokens, windows of {context} bytes, {batch_size} in
 a step, {train:,} bytes of text to train on ({text}). Every row takes {steps:,} gradients; those with two in a step take
-half as many steps, with their schedule. Adam with b1 = 0.9 and b2 = 0.95; the learning rate rises in a twentieth of the
-steps and falls to 0 along half a cosine. Linear maps are quantized, each layer with scales of its own, embedding and
-norms are not. Bits per byte: cross-entropy over {windows:,} windows of held-out text, without what comes before a
-window; of the training text over the minibatches of the last tenth of the steps. Means ± standard deviations over
-{seeds} seed(s); Δ is paired. Bytes are those of the packed file. Seconds are of training steps.
+half as many steps, with their schedule. Adam with b1 = 0.9 and b2 = 0.95; the learning rate rises to {rate:g} in a
+twentieth of the steps and falls to 0 along half a cosine. Linear maps are quantized, each layer with scales of its own,
+embedding and norms are not. Bits per byte: cross-entropy over {windows:,} windows of held-out text, without what comes
+before a window; of the training text over the minibatches of the last tenth of the steps. Means ± standard deviations
+over {seeds} seed(s); Δ is paired. Bytes are those of the packed file. Seconds are of training steps.
 """
 
 
@@ -75,14 +72,14 @@ class LanguageConfig:
     """Layers."""
     context: int = 128
     """Bytes of a window."""
-    batch_size: int = 8
+    batch_size: int = 4
     """Windows of a step."""
     steps: int = 600
     """Steps of rows with one gradient in each."""
     evaluation_windows: int = 512
     """Windows of held-out text."""
-    learning_rate: float | None = None
-    """The highest learning rate, instead of those of the rows."""
+    learning_rate: float = 0.004
+    """The highest learning rate."""
     output: Path
     """Folder for the results: new, or of an earlier call with the same settings."""
 
@@ -96,7 +93,7 @@ class LanguageConfig:
             require(getattr(self, option) >= 1, option.replace("_", "-"), "at least 1", getattr(self, option))
         require(self.steps >= 2, "steps", "at least 2", self.steps)
         rate = self.learning_rate
-        require(rate is None or 0 < rate < float("inf"), "learning-rate", "positive and finite", rate)
+        require(0 < rate < float("inf"), "learning-rate", "positive and finite", rate)
 
     @property
     def size(self) -> Size:
@@ -134,8 +131,8 @@ def train(config: LanguageConfig, text: Text, console: Console) -> dict[str, dic
     """The results of all rows, by label and seed."""
     records: dict[str, dict[int, dict[str, Any]]] = {}
     for label in config.rows:
-        row, rate = ROWS[label]
-        trainer = Trainer(row, config.learning_rate or rate, config.size, text)
+        row = ROWS[label]
+        trainer = Trainer(row, config.learning_rate, config.size, text)
         records[label] = {}
         for seed in config.seeds:
             result = trainer.run(seed, folder_of(config.output, row, seed))
@@ -164,14 +161,14 @@ def write(
             row["to_full_precision"] = as_record(paired_difference(values["test_bits"], reference))
         some = next(iter(by_seed.values()))
         seconds = statistics.fmean(result["seconds"] for result in by_seed.values())
-        rate = config.learning_rate or ROWS[label][1]
-        rows.append(row | {"rate": rate, "seconds": seconds} | {key: some[key] for key in ("gradients", "bytes")})
-    weights = read_weights(folder_of(config.output, ROWS[config.rows[0]][0], config.seeds[0]))
+        rows.append(row | {"seconds": seconds} | {key: some[key] for key in ("gradients", "bytes")})
+    weights = read_weights(folder_of(config.output, ROWS[config.rows[0]], config.seeds[0]))
     explanation = EXPLANATION.format(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(fobt.dequantize(weights))),
         train=len(text.train),
         windows=config.evaluation_windows,
         seeds=len(config.seeds),
+        rate=config.learning_rate,
         **{key: getattr(config, key) for key in ("depth", "width", "context", "batch_size", "text", "steps")},
     )
     table = markdown(COLUMNS, rows)
@@ -185,7 +182,7 @@ def write(
 
 def text_of(config: LanguageConfig, label: str) -> str:
     """Text that the first seed of a row goes on with, in windows of the length it was trained with."""
-    weights = fobt.dequantize(read_weights(folder_of(config.output, ROWS[label][0], config.seeds[0])))
+    weights = fobt.dequantize(read_weights(folder_of(config.output, ROWS[label], config.seeds[0])))
     step = jax.jit(functools.partial(decoder.step, weights))
 
     def next_byte(byte: int, cache: Any, position: int) -> tuple[Any, Any]:
@@ -200,7 +197,6 @@ COLUMNS: Columns = {
     "test_bits": ("test bits per byte", spread(".3f")),
     "to_full_precision": ("Δ to full precision", interval(".3f")),
     "train_bits": ("training bits per byte", spread(".3f")),
-    "rate": ("rate", "{:g}".format),
     "gradients": ("gradients", "{:,}".format),
     "bytes": ("bytes", "{:,}".format),
     "seconds": ("seconds", "{:.0f}".format),
