@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
         importlib.import_module(f"experiments.{COMMANDS[name][0]}").main(options)
     elif name in ("-h", "--help"):
         print("usage: python -m experiments COMMAND [options]\n\ncommands, each with --help:")
-        print("\n".join(f"  {command:15}{purpose}" for command, (_, purpose) in COMMANDS.items()))
+        print("\n".join(f"  {command:17}{purpose}" for command, (_, purpose) in COMMANDS.items()))
     else:
         print(f"python -m experiments: unknown command {name!r}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)

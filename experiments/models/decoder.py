@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 BYTES = 256
 HEAD_DIM = 32
@@ -33,32 +34,35 @@ Weights: TypeAlias = Any
 Cache: TypeAlias = dict[str, jax.Array]
 
 
-def init_decoder(key: jax.Array, *, width: int, depth: int) -> Weights:
+def init_decoder(seed: int, *, width: int, depth: int) -> Weights:
     """Initial weights: normal with variance 1/inputs, what a layer adds divided by √(2 · depth) (GPT-2).
 
     Args:
-        key: A random key.
+        seed: Of the random numbers.
         width: Units of a token, d, a multiple of 32.
         depth: Layers; each has 12 d² weights.
 
     Example:
-        >>> weights = init_decoder(jax.random.key(0), width=64, depth=2)
+        >>> weights = init_decoder(0, width=64, depth=2)
         >>> weights["layers"]["up"]["kernel"].shape, init_cache(weights, 1, 8)["key"].shape
         ((2, 64, 256), (2, 1, 8, 2, 32))
         >>> logits(weights, jnp.zeros((3, 8), jnp.int32)).shape
         (3, 8, 256)
     """
-    table_key, head_key, *keys = jax.random.split(key, 2 + len(LINEAR_MAPS))
+    rng = np.random.default_rng(seed)
+
+    def normal(variance: float, *shape: int) -> jax.Array:
+        return jnp.asarray(variance**0.5 * rng.standard_normal(shape), jnp.float32)
+
     layers: dict[str, Any] = {name: {"scale": jnp.ones((depth, width))} for name in NORMS}
-    for (name, (inputs, outputs)), layer_key in zip(LINEAR_MAPS.items(), keys, strict=True):
+    for name, (inputs, outputs) in LINEAR_MAPS.items():
         variance = 1 / (inputs * width) / (2 * depth if name in ("output", "down") else 1)
-        normal = jax.random.normal(layer_key, (depth, inputs * width, outputs * width))
-        layers[name] = {"kernel": variance**0.5 * normal}
+        layers[name] = {"kernel": normal(variance, depth, inputs * width, outputs * width)}
     return {
-        "embedding": {"table": jax.random.normal(table_key, (BYTES, width))},
+        "embedding": {"table": normal(1.0, BYTES, width)},
         "layers": layers,
         "norm": {"scale": jnp.ones(width)},
-        "head": {"kernel": width**-0.5 * jax.random.normal(head_key, (width, BYTES))},
+        "head": {"kernel": normal(1 / width, width, BYTES)},
     }
 
 

@@ -6,7 +6,6 @@ trainings are kept, and one that was ended goes on.
 """
 
 import dataclasses
-import functools
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 
 import fobt
@@ -31,6 +30,7 @@ from experiments.reporting.tables import Columns, interval, markdown, spread
 from experiments.studies.language.training import Size, Trainer, read_weights
 
 COMMAND = "language"
+_step = jax.jit(decoder.step)
 ROWS: Mapping[str, Row] = MappingProxyType(
     {
         "full precision": Row(method="full_precision"),
@@ -122,6 +122,12 @@ def prepare(config: LanguageConfig, command: str) -> Text:
         text = TEXTS[config.text]()
     except MissingDataError as error:
         fail(str(error), code=1, command=command)
+    if config.context >= (shortest := min(map(len, vars(text).values()))):
+        fail(
+            f"--context must be below {shortest}, the bytes of a part of the text, got {config.context}",
+            code=2,
+            command=command,
+        )
     config.output.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
     return text
@@ -183,10 +189,9 @@ def write(
 def text_of(config: LanguageConfig, label: str) -> str:
     """Text that the first seed of a row goes on with, in windows of the length it was trained with."""
     weights = fobt.dequantize(read_weights(folder_of(config.output, ROWS[label], config.seeds[0])))
-    step = jax.jit(functools.partial(decoder.step, weights))
 
     def next_byte(byte: int, cache: Any, position: int) -> tuple[Any, Any]:
-        logits, cache = step(jnp.array([byte]), cache, jnp.array(position))
+        logits, cache = _step(weights, np.array([byte], np.int32), cache, np.array(position, np.int32))
         return logits[0], cache
 
     return sample(next_byte, decoder.init_cache(weights, 1, config.context), config.context)

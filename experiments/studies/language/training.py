@@ -99,7 +99,7 @@ class Trainer:
         if (folder / "result.json").exists():
             return read_json(folder / "result.json")
         size, text = self._size, self._text
-        params = decoder.init_decoder(jax.random.key(seed), width=size.width, depth=size.depth)
+        params = decoder.init_decoder(seed, width=size.width, depth=size.depth)
         batches = ((windows,) for windows in random_windows(text.train, size.context + 1, size.batch_size, seed))
         state = self._method.optimizer.init(params)
         fitted = fit(self._step(), params, state, batches, self.steps, folder / "checkpoints")
