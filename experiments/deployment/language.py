@@ -1,8 +1,9 @@
-"""The decoder of a training as files: `python -m experiments language_export RUN_FOLDER [options]`.
+"""A language model as files: `python -m experiments language_export FOLDER --output FILES [options]`.
 
-The folder is that of one row and seed of `python -m experiments language`. Two files are written: one from windows of
-bytes to the logits of all their positions, and one that takes a byte at a time, with keys and values of those before it
-as inputs and outputs. Both run over held-out text, are compared with JAX, and the second one writes a text.
+The first folder is that of `python -m experiments language`. For each row and format two files are written: one from
+windows of bytes to the logits of all their positions, and one that takes a byte at a time, with keys and values of
+those before it as inputs and outputs. Both run over held-out text, are compared with JAX, and the second one writes a
+text.
 """
 
 import dataclasses
@@ -17,12 +18,13 @@ import numpy as np
 import tyro
 
 import fobt
-from experiments.core.cli import fail, parse_options
-from experiments.core.records import environment, read_json, write_json
+from experiments.core.cli import fail, make_console, parse_options
+from experiments.core.records import read_json, write_results
 from experiments.data import MissingDataError
 from experiments.data.text import TEXTS, even_windows
 from experiments.models import decoder
 from experiments.models.generation import sample
+from experiments.reporting.tables import Columns, markdown
 
 COMMAND = "language_export"
 SUFFIXES = {"onnx": ".onnx", "litert": ".tflite"}
@@ -31,36 +33,46 @@ Run: TypeAlias = Callable[..., list[np.ndarray]]  # a function in a runtime, fro
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageExportConfig:
-    """Write the decoder of a finished training to files, and compare them with JAX."""
+    """Write the decoders of a finished job to files, and compare them with JAX."""
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """Folder of one row and seed of `python -m experiments language`."""
-    format: Literal["onnx", "litert"] = "onnx"
+    """Folder of `python -m experiments language`."""
+    rows: tuple[str, ...] = ("full_precision", "laq-linear4", "laq-ternary", "laq-binary")
+    """Names of rows, as folders have them."""
+    seed: int = 0
+    """Seed of the trainings."""
+    formats: tuple[Literal["onnx", "litert"], ...] = ("onnx", "litert")
     """In onnx batch and length of windows are free; in litert they are those of the training, and one window."""
     windows: int = 64
     """Windows of test text over which the files run."""
-    output: Path | None = None
-    """Folder for the files and the report; by default that of the training."""
+    output: Path
+    """Folder for the files and the table; files of the same name are replaced."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Writes decoder and decoder_step, and the report as JSON, and prints it."""
+    """Writes two files for each row and format, and files.md and files.json."""
     config = parse_options(LanguageExportConfig, arguments, COMMAND)
-    try:
-        job = read_json(config.folder.parents[1] / "job.json")
-        quantized = fobt.packed.load_packed(config.folder / "weights.safetensors").quantized()
-        text = TEXTS[job["text"]]()
-    except (OSError, KeyError, MissingDataError) as error:
-        fail(f"{config.folder} is no finished training of a language model: {error}", code=2, command=COMMAND)
-    windows = even_windows(text.test, job["context"] + 1, config.windows)
-    output = config.output or config.folder
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        report = export(quantized, config.format, windows, output)
-    except ImportError as error:
-        fail(f"cannot write {config.format}: {error}", code=2, command=COMMAND)
-    print("\n".join(lines(report)))
-    write_json(output / f"decoder{SUFFIXES[config.format]}.json", report | {"environment": environment()})
+    records = []
+    for format_ in config.formats:
+        for row in config.rows:
+            run = config.folder / row / f"seed-{config.seed}"
+            try:
+                job = read_json(config.folder / "job.json")
+                quantized = fobt.packed.load_packed(run / "weights.safetensors").quantized()
+                text = TEXTS[job["text"]]()
+            except (OSError, KeyError, MissingDataError) as error:
+                fail(f"{run} is no finished training of a language model: {error}", code=2, command=COMMAND)
+            windows = even_windows(text.test, job["context"] + 1, config.windows)
+            folder = config.output / row
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                records.append({"row": row, "format": format_} | export(quantized, format_, windows, folder))
+            except ImportError as error:
+                fail(f"cannot write {format_}: {error}", code=2, command=COMMAND)
+    table = markdown(COLUMNS, records)
+    samples = "\n".join(f"### {r['row']}, {r['format']}\n\n```text\n{r['text']}\n```\n" for r in records)
+    write_results(config.output, "files", f"{table}\n{samples}", {"files": records})
+    make_console().out(table, highlight=False)
 
 
 def export(quantized: Any, format_: str, windows: np.ndarray, output: Path) -> dict[str, Any]:
@@ -92,13 +104,14 @@ def export(quantized: Any, format_: str, windows: np.ndarray, output: Path) -> d
     stepped = cached_logits(runs[1], weights, tokens[:1])
     likelihoods = np.take_along_axis(np.asarray(jax.nn.log_softmax(whole)), targets[..., None], axis=-1)
     text = sample(functools.partial(next_byte, runs[1]), flat_cache(weights, 1, length), length)
+    whole_bytes, step_bytes = (path.stat().st_size for path in paths)
     return {
-        "format": format_,
-        "files": {path.name: path.stat().st_size for path in paths},
-        "float32_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(weights)),
+        "bytes": whole_bytes,
+        "step_bytes": step_bytes,
+        "share": whole_bytes / sum(leaf.nbytes for leaf in jax.tree.leaves(weights)),
         "predictions": targets.size,
         "same_predictions": int(np.sum(whole.argmax(-1) == expected.argmax(-1))),
-        "largest_logit_difference": float(np.max(np.abs(whole - expected))),
+        "largest_difference": float(np.max(np.abs(whole - expected))),
         "largest_difference_of_steps": float(np.max(np.abs(stepped - expected[:1]))),
         "bits_per_byte": -float(np.mean(likelihoods)) / float(np.log(2)),
         "text": text,
@@ -162,13 +175,15 @@ FORMATS: dict[str, tuple[Callable[..., bytes], Callable[[Path], Run]]] = {
 }
 
 
-def lines(report: dict[str, Any]) -> list[str]:
-    """The report as text."""
-    sizes = ", ".join(f"{name}: {size:,} bytes" for name, size in report["files"].items())
-    return [
-        f"{sizes}; the weights alone take {report['float32_bytes']:,} bytes in float32",
-        f"same predictions as JAX: {report['same_predictions']:,} of {report['predictions']:,}; logits differ by at "
-        f"most {report['largest_logit_difference']:.1e}, with a cache by {report['largest_difference_of_steps']:.1e}",
-        f"{report['bits_per_byte']:.3f} bits per byte of test text",
-        report["text"],
-    ]
+COLUMNS: Columns = {
+    "row": ("row", str),
+    "format": ("file", str),
+    "bytes": ("bytes", "{:,}".format),
+    "step_bytes": ("bytes with cache", "{:,}".format),
+    "share": ("of float32", "{:.2f}".format),
+    "bits_per_byte": ("bits per byte", "{:.4f}".format),
+    "predictions": ("predictions", "{:,}".format),
+    "same_predictions": ("same as JAX", "{:,}".format),
+    "largest_difference": ("largest difference of logits", "{:.1e}".format),
+    "largest_difference_of_steps": ("with cache", "{:.1e}".format),
+}

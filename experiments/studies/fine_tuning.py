@@ -69,6 +69,8 @@ class FineTuningConfig:
     """Passes over the training images in float32."""
     limit: int | None = None
     """Use only so many images of each part of MNIST."""
+    width: float = 1.0
+    """Hidden units of the MLP, as a multiple of 256."""
     vision_steps: int = 500
     """Steps of the MLP at few bits."""
     vision_rate: float = 0.001
@@ -128,7 +130,7 @@ def main(arguments: Sequence[str]) -> None:
     config = parse_options(FineTuningConfig, arguments, COMMAND)
     console = make_console()
     records = []
-    for network in (vision_network, text_network):
+    for network in NETWORKS:
         for seed, (grid, quantizer) in itertools.product(config.seeds, GRIDS.items()):
             trained = network(config, seed, console)
             path = trained.folder / grid.replace(" ", "_") / "result.json"
@@ -184,6 +186,7 @@ def vision_job(config: FineTuningConfig) -> TrainConfig:
         methods=(FULL_PRECISION.method,),
         epochs=config.epochs,
         limit=config.limit,
+        width=config.width,
         seeds=config.seeds,
         reestimate_batch_stats=0,  # it has no batch normalisation
         output=config.output / "mlp",
@@ -211,6 +214,9 @@ def text_network(config: FineTuningConfig, seed: int, console: Console) -> Train
         config.text_steps,
         config.text_rate,
     )
+
+
+NETWORKS = (vision_network, text_network)
 
 
 def language_job(config: FineTuningConfig) -> language.LanguageConfig:

@@ -1,5 +1,6 @@
 """The job of the language model, its export and its fine-tuning, with a tiny decoder on a tiny text."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -8,12 +9,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
+from safetensors.numpy import load_file
 
 import fobt
 from experiments.__main__ import main
+from experiments.core.evaluation import Evaluator
+from experiments.core.losses import LOSSES
+from experiments.data import load_dataset
 from experiments.data.text import Text, even_windows
 from experiments.deployment import language as deployment
 from experiments.models import decoder
+from experiments.reporting.saved_run import read_run
 from experiments.studies import fine_tuning
 from experiments.studies.language import command, training
 
@@ -92,32 +99,28 @@ def test_finished_trainings_are_kept_and_other_settings_refused(
     assert "--context must be below 67" in capsys.readouterr().err
 
 
+NO_LITERT = importlib.util.find_spec("litert_converter") is None
+
+
 @pytest.mark.parametrize(
-    "format_",
-    [
-        "onnx",
-        pytest.param(
-            "litert",
-            marks=pytest.mark.skipif(
-                importlib.util.find_spec("litert_converter") is None, reason="needs litert-converter"
-            ),
-        ),
-    ],
+    "format_", ["onnx", pytest.param("litert", marks=pytest.mark.skipif(NO_LITERT, reason="needs litert-converter"))]
 )
 def test_files_predict_as_jax_does_at_once_and_with_a_cache(format_: str, job: Path, tmp_path: Path):
-    run = command.folder_of(job, command.ROWS["LAQ, binary"], 0)
-    main(["language_export", str(run), "--format", format_, "--windows", "3", "--output", str(tmp_path)])
-    suffix = deployment.SUFFIXES[format_]
-    report = json.loads((tmp_path / f"decoder{suffix}.json").read_text())
-    assert report["same_predictions"] == report["predictions"] == 3 * 16
-    assert report["largest_logit_difference"] < 1e-4
-    assert report["largest_difference_of_steps"] < 1e-4
-    result = json.loads((run / "result.json").read_text())
-    assert report["bits_per_byte"] == pytest.approx(result["test_bits"], rel=1e-4)
+    options = ["--formats", format_, "--rows", "laq-binary", "--windows", "3", "--output", str(tmp_path)]
+    main(["language_export", str(job), *options])
+    ((record,),) = (json.loads((tmp_path / "files.json").read_text())["files"],)
+    assert record["same_predictions"] == record["predictions"] == 3 * 16
+    assert record["largest_difference"] < 1e-4
+    assert record["largest_difference_of_steps"] < 1e-4
+    results = json.loads((job / "language.json").read_text())
+    assert record["bits_per_byte"] == pytest.approx(results["records"]["LAQ, binary"]["0"]["test_bits"], rel=1e-4)
     # What JAX draws, to the last byte: the logits differ by rounding alone.
-    assert report["text"] == json.loads((job / "language.json").read_text())["samples"]["LAQ, binary"]
-    # The embedding in float32 is most of it.
-    assert all(size < 0.75 * report["float32_bytes"] for size in report["files"].values())
+    assert record["text"] == results["samples"]["LAQ, binary"]
+    for name, key in (("decoder", "bytes"), ("decoder_step", "step_bytes")):
+        path = tmp_path / "laq-binary" / f"{name}{deployment.SUFFIXES[format_]}"
+        assert record[key] == path.stat().st_size
+    assert record["share"] < 0.75  # the embedding in float32 is most of it
+    assert (tmp_path / "files.md").read_text().startswith("| row ")
 
 
 def test_onnx_takes_windows_of_any_number_and_length(job: Path, tmp_path: Path):
@@ -132,47 +135,82 @@ def test_onnx_takes_windows_of_any_number_and_length(job: Path, tmp_path: Path):
 
 def test_a_folder_without_a_training_is_named(job: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="2"):
-        main(["language_export", str(job / "laq-binary" / "seed-7")])
+        main(["language_export", str(job), "--seed", "7", "--output", str(job / "files")])
     (line,) = capsys.readouterr().err.splitlines()
-    assert "seed-7 is no finished training of a language model" in line
+    assert "full_precision/seed-7 is no finished training of a language model" in line
 
 
 @pytest.mark.usefixtures("random_datasets")
-def test_fine_tuning_has_all_stages(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    options = ["--seeds", "0", "--epochs", "1", "--limit", "200", "--vision-steps", "3", "--text-steps", "3"]
-    options += ["--max-evaluations", "1", "--calibration-images", "20", "--calibration-windows", "2"]
-    options += ["--decoder", str(job), "--output", str(tmp_path)]
-    monkeypatch.setattr(fine_tuning, "GRIDS", {key: fine_tuning.GRIDS[key] for key in ("float32", "binary")})
+def test_fine_tuning_has_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = ["--seeds", "0", "--epochs", "1", "--limit", "200", "--width", "0.05", "--vision-steps", "3"]
+    options += ["--max-evaluations", "1", "--calibration-images", "20", "--output", str(tmp_path)]
+    monkeypatch.setattr(fine_tuning, "GRIDS", {"binary": fine_tuning.GRIDS["binary"]})
+    monkeypatch.setattr(fine_tuning, "NETWORKS", (fine_tuning.vision_network,))
+    monkeypatch.setattr(fine_tuning, "Evaluator", LossEvaluator)
     main(["fine_tuning", *options])
-    results = json.loads((tmp_path / "fine_tuning.json").read_text())["records"]
-    assert [(record["network"].split(":")[0], record["grid"]) for record in results] == [
-        ("MLP", "float32"),
-        ("MLP", "binary"),
-        ("decoder", "float32"),
-        ("decoder", "binary"),
-    ]
-    # By hand, for the decoder: it starts from the file, and an unweighted projection has mean magnitudes as scales.
-    folder = command.folder_of(job, command.ROWS["full precision"], 0)
-    params = fobt.packed.load_packed(folder / training.WEIGHTS).quantized()
-    kept, binary = results[2:]
-    assert (
-        kept["float32"]
-        == kept["unweighted_projection"]
-        == pytest.approx(json.loads((folder / "result.json").read_text())["test_bits"])
-    )
+    (record,) = json.loads((tmp_path / "fine_tuning.json").read_text())["records"]
+    stages = [key for key in fine_tuning.COLUMNS if isinstance(record.get(key), float)]
+    assert len({record[key] for key in stages}) == len(stages) == 6
 
-    def project(path, leaf):
-        if path[-1].key != "kernel":
-            return leaf
-        return np.where(leaf < 0, -1, 1) * np.abs(leaf).mean(axis=-2, keepdims=True)
+    # By hand: the weights of the checkpoint, with mean magnitudes of each output as scales.
+    run = read_run(tmp_path / "mlp" / "full_precision" / "seed-0")
+    params = run.arrays.state.params
 
-    windows = even_windows(np.frombuffer(PARTS["test"], np.uint8), 17, 3)
-    expected = training.bits_per_byte(jax.tree_util.tree_map_with_path(project, params), windows)
-    assert binary["unweighted_projection"] == pytest.approx(expected, rel=1e-4)
-    assert binary["calibrated_projection"] != pytest.approx(expected, rel=1e-4)
-    stages = [key for key in fine_tuning.COLUMNS if isinstance(binary.get(key), float)]
-    assert len({binary[key] for key in stages}) == len(stages) == 6
+    def project(leaf):
+        return leaf if leaf.ndim < 2 else np.where(leaf < 0, -1, 1) * np.abs(leaf).mean(axis=0, keepdims=True)
+
+    dataset = load_dataset("mnist", 200)
+    evaluator = LossEvaluator(run.model, LOSSES["cross_entropy"], dataset.prepare)
+    for key, weights in {"float32": params, "unweighted_projection": jax.tree.map(project, params)}.items():
+        expected = 100 * evaluator(weights, run.arrays.state.batch_stats, dataset.test).accuracy
+        assert record[key] == pytest.approx(expected, rel=1e-4)
+
     monkeypatch.setattr(fine_tuning, "fine_tune", None)
     before = (tmp_path / "fine_tuning.md").read_text()
     main(["fine_tuning", *options])
     assert (tmp_path / "fine_tuning.md").read_text() == before
+
+
+class LossEvaluator(Evaluator):
+    """Losses in the place of accuracies, which are the same for many weights."""
+
+    def __call__(self, *arguments):
+        evaluation = super().__call__(*arguments)
+        return dataclasses.replace(evaluation, accuracy=evaluation.loss)
+
+
+def test_the_decoder_is_that_of_the_file(job: Path, tiny_text, tmp_path: Path):
+    config = fine_tuning.FineTuningConfig(decoder=job, seeds=(0,), calibration_windows=2, output=tmp_path)
+    trained = fine_tuning.text_network(config, 0, Console(quiet=True))
+    folder = command.folder_of(job, command.ROWS["full precision"], 0)
+    stored = load_file(folder / training.WEIGHTS)
+    leaves = jax.tree.leaves(trained.params)
+    assert sorted(leaf.tobytes() for leaf in map(np.asarray, leaves)) == sorted(
+        leaf.tobytes() for leaf in stored.values()
+    )
+    assert trained.measure(trained.params) == json.loads((folder / "result.json").read_text())["test_bits"]
+    (windows,) = next(trained.batches())
+    assert windows.shape == (2, 17)
+    assert bytes(windows[0].astype(np.uint8)) in PARTS["train"]
+
+
+def test_float32_weights_train_on_in_float32(tmp_path: Path):
+    target = jax.numpy.array([1000.0, -2000.0])
+    trained = fine_tuning.Trained(
+        name="two numbers",
+        folder=tmp_path,
+        params={"kernel": jax.numpy.zeros(2)},
+        loss_fn=lambda weights, x: jax.numpy.sum((weights["kernel"] - x) ** 2),
+        measure=lambda weights: float(np.abs(weights["kernel"] - target).max()),
+        batches=lambda: iter([(target,)] * 4),
+        calibration=(target,),
+        select=lambda quantizer: quantizer,
+        steps=4,
+        learning_rate=0.5,
+    )
+    result = fine_tuning.fine_tune(fine_tuning.FineTuningConfig(output=tmp_path), trained, None, tmp_path)
+    assert result.keys() == {"float32", "unweighted_projection", "unweighted_trained"}
+    assert result["float32"] == result["unweighted_projection"] == 2000
+    # The gradient hardly changes, so Adam's steps are the learning rate, 0.5 · (1 + cos(π t/4)) / 2.
+    rates = 0.25 * (1 + np.cos(np.pi * np.arange(4) / 4))
+    assert result["unweighted_trained"] == pytest.approx(2000 - rates.sum(), abs=0.01)
