@@ -73,11 +73,11 @@ class FineTuningConfig:
     """Hidden units of the MLP, as a multiple of 256."""
     vision_steps: int = 500
     """Steps of the MLP at few bits."""
-    vision_rate: float = 0.001
+    vision_rate: float = 0.003
     """Highest learning rate of the MLP at few bits."""
     text_steps: int = 150
     """Steps of the decoder at few bits."""
-    text_rate: float = 0.001
+    text_rate: float = 0.002
     """Highest learning rate of the decoder at few bits."""
     max_evaluations: int = 60
     """How often the joint search of LAPQ may evaluate its loss."""
