@@ -207,6 +207,7 @@ def test_float32_weights_train_on_in_float32(tmp_path: Path):
         select=lambda quantizer: quantizer,
         steps=4,
         learning_rate=0.5,
+        b2=0.999,
     )
     result = fine_tuning.fine_tune(fine_tuning.FineTuningConfig(output=tmp_path), trained, None, tmp_path)
     assert result.keys() == {"float32", "unweighted_projection", "unweighted_trained"}
