@@ -6,7 +6,6 @@ trainings are kept, and one that was ended goes on.
 """
 
 import dataclasses
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -52,7 +51,7 @@ half as many steps, with their schedule. Adam with b1 = 0.9 and b2 = 0.95; the l
 twentieth of the steps and falls to 0 along half a cosine. Linear maps are quantized, each layer with scales of its own,
 embedding and norms are not. Bits per byte: cross-entropy over {windows:,} windows of held-out text, without what comes
 before a window; of the training text over the minibatches of the last tenth of the steps. Means ± standard deviations
-over {seeds} seed(s); Δ is paired. Bytes are those of the packed file. Seconds are of training steps.
+over {seeds} seed(s); Δ is paired. Bytes are those of the packed file.
 """
 
 
@@ -166,8 +165,7 @@ def write(
             reference = {seed: result["test_bits"] for seed, result in full.items()}
             row["to_full_precision"] = as_record(paired_difference(values["test_bits"], reference))
         some = next(iter(by_seed.values()))
-        seconds = statistics.fmean(result["seconds"] for result in by_seed.values())
-        rows.append(row | {"seconds": seconds} | {key: some[key] for key in ("gradients", "bytes")})
+        rows.append(row | {key: some[key] for key in ("gradients", "bytes")})
     weights = read_weights(folder_of(config.output, ROWS[config.rows[0]], config.seeds[0]))
     explanation = EXPLANATION.format(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(fobt.dequantize(weights))),
@@ -204,5 +202,4 @@ COLUMNS: Columns = {
     "train_bits": ("training bits per byte", spread(".3f")),
     "gradients": ("gradients", "{:,}".format),
     "bytes": ("bytes", "{:,}".format),
-    "seconds": ("seconds", "{:.0f}".format),
 }
