@@ -13,9 +13,12 @@ COMMANDS = {
     "comparison": ("studies.comparison", "every method with its own settings, at equal gradients and at equal time"),
     "zigzag": ("studies.zigzag.command", "zig-zags: figures, tables, theory"),
     "post_training": ("studies.post_training", "quantization after training: LAPQ, projections, rounding"),
+    "language": ("studies.language.command", "a small language model in few bits, on real text"),
+    "fine_tuning": ("studies.fine_tuning", "float32 weights quantized after training, then trained at 1 to 4 bits"),
     "benchmark": ("costs.benchmark", "what projections, steps and packed weights cost"),
     "distributed": ("distributed.command", "training over several processes"),
     "export": ("deployment.export", "write the network of a run as ONNX, LiteRT or packed file, and verify it"),
+    "language_export": ("deployment.language", "write a language model as ONNX or LiteRT, with a cache, and verify it"),
     "demo": ("deployment.demo", "from training to small files, side by side"),
     "deployment": ("deployment.deployment", "what exported files cost in their runtimes"),
     "hostile_files": ("deployment.hostile_files", "read damaged packed files, and interrupt writing"),
@@ -30,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
         importlib.import_module(f"experiments.{COMMANDS[name][0]}").main(options)
     elif name in ("-h", "--help"):
         print("usage: python -m experiments COMMAND [options]\n\ncommands, each with --help:")
-        print("\n".join(f"  {command:15}{purpose}" for command, (_, purpose) in COMMANDS.items()))
+        print("\n".join(f"  {command:17}{purpose}" for command, (_, purpose) in COMMANDS.items()))
     else:
         print(f"python -m experiments: unknown command {name!r}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)

@@ -1,9 +1,10 @@
 """The rows of a table: a method with its options, and its names on disk and in tables."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import fobt
 from experiments.methods.method import Hyperparameters, Method, make_quantizer
 from experiments.methods.registry import METHODS, Entry
 
@@ -109,12 +110,12 @@ class Row:
             return epochs
         return round(epochs / (self._entry.gradients if self.every is None else 1 + 1 / self.every))
 
-    def build(self, hyper: Hyperparameters) -> Method:
-        """The method with its options."""
+    def build(self, hyper: Hyperparameters, of_tree: Callable[[fobt.Quantizer], Any] = lambda grid: grid) -> Method:
+        """The method with its options; `of_tree` says which leaves have the grid, by default all matrices."""
         settings: dict[str, Any] = {option: getattr(self, option) for option in self._entry.options}
         if self._entry.on_grid:
             assert self.grid is not None
-            settings["quantizer"] = make_quantizer(self.grid, self.solver, self.scales)
+            settings["quantizer"] = of_tree(make_quantizer(self.grid, self.solver, self.scales))
         return self._entry.make(hyper, **settings)
 
     @property

@@ -11,7 +11,13 @@ from collections.abc import Sequence
 
 from experiments.core.records import ROOT
 
-READMES = (ROOT / "README.md", ROOT / "docs" / "costs.md", *sorted((ROOT / "docs" / "results").glob("*.md")))
+DOCS = ROOT / "docs"
+READMES = (
+    ROOT / "README.md",
+    DOCS / "costs.md",
+    DOCS / "how_to" / "fine_tuning.md",
+    *sorted((DOCS / "results").glob("*.md")),
+)
 TABLE = re.compile(
     r"(<!-- table: (\S+)(?: (\d+))?(?: columns: (.*?))?(?: rows: (.*?))? -->\n).*?(<!-- end of table -->)", re.DOTALL
 )
