@@ -64,6 +64,23 @@ class Grid:
             codes = codes + (ratio > midpoint).astype(codes.dtype)
         return codes
 
+    @property
+    def levels_per_step(self) -> int:
+        """The factor of the levels that `nearest_steps` returns, which makes them integers on the linear grid."""
+        return self.max_code if self.spacing == "linear" else 1
+
+    def nearest_steps(self, ratio: jax.Array) -> jax.Array:
+        """The levels nearest to `ratio` ≥ 0, both times `levels_per_step`. Not for the binary grid.
+
+        For a loop over many scales, which multiplies anyway and can take the factor along.
+        """
+        if self.spacing == "linear":
+            return jnp.minimum(jnp.ceil(ratio - 0.5), self.max_code)
+        levels = jnp.zeros_like(ratio)
+        for midpoint, change in zip(self.midpoints.tolist(), self.level_changes.tolist(), strict=True):
+            levels = levels + jnp.where(ratio > midpoint, change, 0)
+        return levels
+
     @functools.cached_property
     def level_changes(self) -> np.ndarray:
         """β(j) - β(j-1) for j = 1 ... n, shape (n,), float64."""
