@@ -1,4 +1,4 @@
-"""Groups of weights in chunks that a CPU's caches hold, and sums over their rows in its registers.
+"""Groups of weights projected in chunks that the caches of a CPU hold.
 
 A solver reads the weights of a group a dozen times. From memory each time takes as long as a good part of an Adam
 update, from a cache hardly any. Other platforms read faster than they start loops, and where weights may be spread over
@@ -19,8 +19,6 @@ Arrays: TypeAlias = tuple[jax.Array, ...]
 _CHUNK = 2**17
 # The least length of the last axis of a chunk: a line of a cache.
 _LANES = 16
-# Rows that are added before their sum goes to memory.
-_ROWS = 16
 
 
 def fits_loops(x: jax.Array) -> bool:
@@ -31,7 +29,7 @@ def fits_loops(x: jax.Array) -> bool:
 def project_in_chunks(
     project: Callable[..., Arrays], *arrays: jax.Array, axes: tuple[int, ...]
 ) -> Arrays:
-    """project(*arrays, axes=axes, by_rows=True), chunk by chunk, where groups extend over some axes, but not all.
+    """project(*arrays, axes=axes), chunk by chunk, where groups extend over some axes, but not all.
 
     Args:
       project: gives codes in the shape of the arrays, and one scale or more for each group, `keepdims`.
@@ -47,7 +45,7 @@ def project_in_chunks(
     def swap(*chunk: jax.Array) -> Arrays:
         return tuple(jnp.swapaxes(x, last, -1) for x in chunk)
 
-    return in_chunks(lambda *chunk: swap(*project(*swap(*chunk), axes=swapped, by_rows=True)), arrays, kept)
+    return in_chunks(lambda *chunk: swap(*project(*swap(*chunk), axes=swapped)), arrays, kept)
 
 
 def in_chunks(function: Callable[..., Arrays], arrays: Sequence[jax.Array], axes: Sequence[int]) -> Arrays:
@@ -60,7 +58,7 @@ def in_chunks(function: Callable[..., Arrays], arrays: Sequence[jax.Array], axes
       axes: negative, the axes that may be cut.
     """
     whole = arrays[0]
-    for axis in sorted(axes, key=lambda axis: whole.shape[axis], reverse=True):
+    for axis in sorted(axes):
         size = whole.shape[axis]
         length = max(_LANES if axis == -1 else 1, _CHUNK * size // max(1, whole.size))
         if length < size:
@@ -94,26 +92,3 @@ def _along(function: Callable[..., Arrays], arrays: Sequence[jax.Array], axis: i
         return jnp.zeros(shape, part.dtype)
 
     return jax.lax.fori_loop(0, -(-size // length), step, tuple(map(empty, jax.eval_shape(results, 0))))
-
-
-def sums_of_rows(terms: Callable[..., Arrays], arrays: Sequence[jax.Array], axis: int) -> Arrays:
-    """The sums of terms(*arrays) over one of the axes, negative and not the last one, which keeps size 1.
-
-    Each number is read once for all terms, and the sums go to memory once for 16 rows.
-    """
-    size = arrays[0].shape[axis]
-    steps, rest = divmod(size, _ROWS)
-
-    def add(start: jax.Array | int, rows: int, sums: Arrays | None) -> Arrays:
-        block = [jax.lax.dynamic_slice_in_dim(x, start, rows, x.ndim + axis) for x in arrays]
-        for i in range(rows):
-            row = terms(*(jax.lax.slice_in_dim(x, i, i + 1, axis=x.ndim + axis) for x in block))
-            sums = row if sums is None else tuple(s + x for s, x in zip(sums, row, strict=True))
-        assert sums is not None
-        return sums
-
-    if not steps:
-        return add(0, rest, None)
-    zeros = [jnp.zeros(x.shape, x.dtype) for x in jax.eval_shape(lambda: add(0, 1, None))]
-    sums = jax.lax.fori_loop(0, steps, lambda i, sums: add(i * _ROWS, _ROWS, sums), tuple(zeros))
-    return add(steps * _ROWS, rest, sums) if rest else sums

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fobt._src.quantizers.grid import Grid
-from fobt._src.quantizers.solvers import Problem, Scales, best_fit, fit, fitted_to, ratio
+from fobt._src.quantizers.solvers import Problem, Scales, best_fit, fit, fitted_to, joint_reduce, joint_sum, ratio, run_axis
 
 _NEWTON_STEPS = 4
 # Candidates, in units of the minimum of (S): the fewer levels there are, the wider its model errs.
@@ -47,18 +47,28 @@ def candidates(problem: Problem, grid: Grid) -> Scales:
         alphas = _changes(sample, grid)
     else:
         alphas = _least_modelled_error(sample, grid)[None] * jnp.asarray(_ratios(grid), r.dtype).reshape(-1, *[1] * r.ndim)
-    steps = grid.levels_per_step
-    inverse = steps / alphas
-
-    def terms(r: jax.Array, c: jax.Array) -> Scales:
-        levels = grid.nearest_steps(r[None] * inverse)
-        weighted = c[None] * levels
-        return weighted * r[None], weighted * levels
-
-    x, y = sample.sums(terms)
-    best = best_fit(x / steps, y / steps**2, 0)
-    refined = sample if sample.by_rows else problem
+    x, y = _sums_of_fits(sample, grid, alphas)
+    best = best_fit(x, y, 0)
+    refined = problem if len(problem.axes) == r.ndim else sample
     return fitted_to(refined, grid, fit(refined, grid, best))
+
+
+def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
+    """Σ C r β and Σ C β² of the levels β nearest to r / α, for candidates α along a leading axis."""
+    (axis, run), ndim, steps = run_axis(problem.r, problem.axes), problem.r.ndim, grid.levels_per_step
+    inverse = jnp.expand_dims(jnp.moveaxis(steps / alphas, 0, axis), axis)
+
+    def with_runs(x: jax.Array) -> jax.Array:
+        """Candidates are the axis before that of the runs, so that each run is read from the nearest cache."""
+        return x.reshape(*x.shape[:axis], x.shape[axis] // run, 1, run, *x.shape[axis + 1 :])
+
+    r, c = with_runs(problem.r), with_runs(problem.curvature)
+    levels = grid.nearest_steps(r * inverse)
+    weighted = c * levels
+    x, y = joint_reduce(weighted * r, weighted * levels, axis + 2, 0, jax.lax.add)
+    others = tuple(other + (other > axis) for other in problem.axes)
+    x, y = (jnp.moveaxis(jnp.sum(s, others, keepdims=True), axis + 1, 0) for s in (x, y))
+    return x / steps, y / steps**2
 
 
 def _least_modelled_error(problem: Problem, grid: Grid) -> jax.Array:
@@ -67,15 +77,13 @@ def _least_modelled_error(problem: Problem, grid: Grid) -> jax.Array:
         kappa = 1 / (12 * grid.max_code**2)
     else:  # What lies below the first midpoint and becomes 0 is the part of the error that grows with α.
         kappa = float(grid.midpoints[0]) ** 2
-    moment, total = problem.sums(lambda r, c: (c * r, c))
+    r, c, axes = problem.r, problem.curvature, problem.axes
+    moment, total = joint_sum(c * r, c, axes)
     mean = ratio(moment, total)
 
     def newton(_: jax.Array, alpha: jax.Array) -> jax.Array:
-        def above(r: jax.Array, c: jax.Array) -> Scales:
-            clipped = jnp.where(r > alpha, c, 0)
-            return clipped * r, clipped
-
-        moment, clipped = problem.sums(above)
+        above = jnp.where(r > alpha, c, 0)
+        moment, clipped = joint_sum(above * r, above, axes)
         return jnp.maximum(moment / jnp.where(total > 0, kappa * total + clipped, 1), mean)
 
     return jax.lax.fori_loop(0, _NEWTON_STEPS, newton, mean * (grid.bits / 2))

@@ -175,7 +175,6 @@ class Quantizer:
         previous: jax.Array | None = None,
         *,
         axes: tuple[int, ...],
-        by_rows: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
         """Signed codes, int8, and scales, in grouped form; with two scales along a new leading axis."""
 
@@ -186,7 +185,7 @@ class Quantizer:
             largest = jnp.where(
                 jnp.isfinite(largest) & (largest_unpinned >= 0), largest_unpinned, jnp.maximum(largest, 0)
             )
-            problem = solvers.Problem(solvers.normalise(side, largest), c, members.astype(w.dtype), axes, by_rows)
+            problem = solvers.Problem(solvers.normalise(side, largest), c, members.astype(w.dtype), axes)
             return self._project(problem, largest, None if previous is None else previous * members)
 
         if self.scales == 1:
@@ -234,7 +233,7 @@ class Quantizer:
             assigning, fitted = candidates(problem, self.grid)
         else:
             assigning, fitted = solvers.alternating(problem, self.grid, codes)
-        return self.grid.nearest(problem.r / assigning), jnp.where(largest == 0, 1, fitted * largest)
+        return self.grid.nearest(problem.r * (1 / assigning)), jnp.where(largest == 0, 1, fitted * largest)
 
 
 def binary(*, granularity: Granularity = PerTensor(), stacked: int = 0) -> Quantizer:  # noqa: B008 - immutable

@@ -23,7 +23,6 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from fobt._src.quantizers.cache_chunks import sums_of_rows
 from fobt._src.quantizers.grid import Grid
 
 Scales: TypeAlias = tuple[jax.Array, jax.Array]
@@ -45,15 +44,12 @@ class Problem:
       curvature: C ≥ 0 in the shape of `r`; infinite for pinned weights, which have no say in α.
       members: 1 for weights, 0 for places that only fill up the grouped form; broadcastable to `r`.
       axes: the axes over which a group extends.
-      by_rows: whether sums are taken row by row, which is fast on a CPU whose caches hold the arrays; the last axis is
-        then none of `axes`.
     """
 
     r: jax.Array
     curvature: jax.Array
     members: jax.Array
     axes: tuple[int, ...]
-    by_rows: bool = False
 
     def without_pinned(self, x: jax.Array) -> jax.Array:
         """x, and 0 where weights are pinned.
@@ -61,16 +57,6 @@ class Problem:
         Each loop should select for itself, from what it has computed: on CPU, XLA stores what several loops share.
         """
         return jnp.where(is_pinned(self.curvature), 0, x)
-
-    def sums(self, terms: Callable[[jax.Array, jax.Array], Scales]) -> Scales:
-        """The sums of terms(r, C) over the groups, `keepdims`; the two terms may have further leading axes."""
-        ndim = self.r.ndim
-        if not self.by_rows:
-            x, y = terms(self.r, self.curvature)
-            return joint_sum(x, y, tuple(axis + x.ndim - ndim for axis in self.axes))
-        longest, *others = sorted((axis - ndim for axis in self.axes), key=lambda axis: -self.r.shape[axis])
-        x, y = sums_of_rows(terms, (self.r, self.curvature), longest)
-        return jnp.sum(x, others, keepdims=True), jnp.sum(y, others, keepdims=True)
 
 
 def is_pinned(curvature: jax.Array) -> jax.Array:
@@ -174,13 +160,9 @@ def fitted_to(problem: Problem, grid: Grid, assigning: jax.Array) -> Scales:
 
 def fit(problem: Problem, grid: Grid, assigning: jax.Array) -> jax.Array:
     """The α that fits the levels nearest to r / assigning."""
-
-    def terms(r: jax.Array, c: jax.Array) -> Scales:
-        levels = grid.levels(grid.nearest(r / assigning))
-        weighted = jnp.where(is_pinned(c), 0, c * levels)
-        return weighted * r, weighted * levels
-
-    return ratio(*problem.sums(terms))
+    levels = grid.levels(grid.nearest(problem.r * (1 / assigning)))
+    weighted = problem.without_pinned(problem.curvature * levels)
+    return ratio(*joint_sum(weighted * problem.r, weighted * levels, problem.axes))
 
 
 def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
@@ -204,24 +186,38 @@ def joint_max(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Ar
 def _reduced_runs(
     x: jax.Array, y: jax.Array, axes: tuple[int, ...], initial: float, operation: Callable[[Any, Any], Any]
 ) -> tuple[jax.Array, jax.Array]:
-    """Two arrays, short runs of one of the axes reduced where this makes their reduction over the axes faster.
+    """Two arrays, short runs of one of the axes reduced where this makes their reduction over the axes faster."""
+    axis, run = run_axis(x, axes)
+    if run == 1:
+        return x, y
+    runs = (*x.shape[:axis], x.shape[axis] // run, run, *x.shape[axis + 1 :])
+    return joint_reduce(x.reshape(runs), y.reshape(runs), axis + 1, initial, operation)
+
+
+def joint_reduce(
+    x: jax.Array, y: jax.Array, axis: int, initial: float, operation: Callable[[Any, Any], Any]
+) -> tuple[jax.Array, jax.Array]:
+    """Two arrays reduced over an axis in one loop.
 
     On CPU, XLA computes what one loop needs on the fly, but stores what several loops share: two separate reductions of
     expressions of the same weights cost several times as much as a joint one. A joint reduction is fast over short runs
     of an axis that has another one behind it, over which the loop is vectorised; the rest is then reduced as usual.
     """
-    axis = max((axis for axis in axes if axis < x.ndim - 1), default=None)
-    run = 1 if axis is None else _run_length(x.shape[axis])
-    # Explicit mesh axes cannot always be split.
-    if axis is None or run == 1 or jax.typeof(x).sharding.mesh.explicit_axes:
-        return x, y
-    runs = (*x.shape[:axis], x.shape[axis] // run, run, *x.shape[axis + 1 :])
     return jax.lax.reduce(
-        (x.reshape(runs), y.reshape(runs)),
+        (x, y),
         (jnp.asarray(initial, x.dtype),) * 2,
         lambda p, q: (operation(p[0], q[0]), operation(p[1], q[1])),
-        (axis + 1,),
+        (axis,),
     )
+
+
+def run_axis(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, int]:
+    """One of the axes and the length of its runs to reduce jointly; 1 where that does not help."""
+    axis = max((axis for axis in axes if axis < x.ndim - 1), default=None, key=lambda axis: (x.shape[axis], axis))
+    # Explicit mesh axes cannot always be split.
+    if axis is None or jax.typeof(x).sharding.mesh.explicit_axes:
+        return 0, 1
+    return axis, _run_length(x.shape[axis])
 
 
 def _run_length(size: int) -> int:
