@@ -16,7 +16,7 @@ import jax.numpy as jnp
 Arrays: TypeAlias = tuple[jax.Array, ...]
 
 # Weights in a chunk: two arrays of them, in float32, are a MiB.
-_CHUNK = 2**17
+_CHUNK = 2**16
 # The least length of the last axis of a chunk: a line of a cache.
 _LANES = 16
 

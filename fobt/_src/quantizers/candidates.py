@@ -26,10 +26,11 @@ import numpy as np
 from fobt._src.quantizers.grid import Grid
 from fobt._src.quantizers.solvers import Problem, Scales, best_fit, fit, fitted_to, joint_reduce, joint_sum, ratio, run_axis
 
-_NEWTON_STEPS = 4
+_NEWTON_STEPS = 3
 # Candidates, in units of the minimum of (S): the fewer levels there are, the wider its model errs.
-_LINEAR_RANGES, _FINE_RANGE, _LOGARITHMIC_RANGE = {2: (0.5, 8.0), 3: (0.7, 4.0)}, (0.75, 1.8), (0.4, 5.0)
-_CANDIDATES, _CANDIDATES_OF_MANY_LEVELS, _MANY_LEVELS = 16, 32, 8
+_LINEAR_RANGES, _FINE_RANGE, _LOGARITHMIC_RANGE = {2: (0.5, 8.0), 3: (0.75, 2.5)}, (0.85, 1.5), (0.5, 4.0)
+_CANDIDATES, _CANDIDATES_OF_MANY_LEVELS, _MANY_LEVELS = 12, 32, 8
+_AT_A_TIME = 6
 # Groups with so many places where a level changes are solved exactly: each of them is a candidate.
 _FEW_CHANGES = 64
 # So many weights of a larger tensor choose among the candidates.
@@ -39,18 +40,20 @@ _SAMPLE = 2**15
 def candidates(problem: Problem, grid: Grid) -> Scales:
     """The α that assigns and the one that fits, for every group; not for the binary grid."""
     sample = _sample(problem)
-    # All passes read these, computed once.
-    r, c = jax.lax.optimization_barrier((sample.r, sample.without_pinned(sample.curvature)))
-    sample = dataclasses.replace(sample, r=r, curvature=c)
-
-    if math.prod(r.shape[axis] for axis in problem.axes) * grid.max_code <= _FEW_CHANGES:
+    sample = dataclasses.replace(sample, curvature=sample.without_pinned(sample.curvature))
+    r, axes = sample.r, sample.axes
+    if math.prod(r.shape[axis] for axis in axes) * grid.max_code <= _FEW_CHANGES:
         alphas = _changes(sample, grid)
     else:
         alphas = _least_modelled_error(sample, grid)[None] * jnp.asarray(_ratios(grid), r.dtype).reshape(-1, *[1] * r.ndim)
-    x, y = _sums_of_fits(sample, grid, alphas)
-    best = best_fit(x, y, 0)
-    refined = problem if len(problem.axes) == r.ndim else sample
-    return fitted_to(refined, grid, fit(refined, grid, best))
+    # Some at a time: what a loop takes is computed once, where XLA would compute r for each candidate.
+    count = next(count for count in range(_AT_A_TIME, 0, -1) if len(alphas) % count == 0)
+    batches = alphas.reshape(-1, count, *alphas.shape[1:])
+    _, (x, y) = jax.lax.scan(lambda _, some: (None, _sums_of_fits(sample, grid, some)), None, batches)
+    best = best_fit(x.reshape(alphas.shape), y.reshape(alphas.shape), 0)
+    if len(axes) == r.ndim:
+        return fitted_to(problem, grid, fit(problem, grid, best))
+    return jax.lax.fori_loop(0, 2, lambda _, scales: (scales[1], fit(sample, grid, scales[1])), (best, best))
 
 
 def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
@@ -65,9 +68,9 @@ def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
     r, c = with_runs(problem.r), with_runs(problem.curvature)
     levels = grid.nearest_steps(r * inverse)
     weighted = c * levels
-    x, y = joint_reduce(weighted * r, weighted * levels, axis + 2, 0, jax.lax.add)
-    others = tuple(other + (other > axis) for other in problem.axes)
-    x, y = (jnp.moveaxis(jnp.sum(s, others, keepdims=True), axis + 1, 0) for s in (x, y))
+    x, y = joint_reduce(weighted * r, weighted * levels, (axis + 2,), 0, jax.lax.add)
+    x, y = joint_sum(x, y, tuple(other + (other > axis) for other in problem.axes))
+    x, y = (jnp.moveaxis(s, axis + 1, 0) for s in (x, y))
     return x / steps, y / steps**2
 
 

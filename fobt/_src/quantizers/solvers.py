@@ -173,46 +173,35 @@ def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 
 def joint_sum(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Σ x and Σ y over the axes, `keepdims`."""
-    x, y = _reduced_runs(x, y, axes, 0, jax.lax.add)
-    return jnp.sum(x, axes, keepdims=True), jnp.sum(y, axes, keepdims=True)
+    return _reduced(x, y, axes, 0, jax.lax.add)
 
 
 def joint_max(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """The largest of x ≥ -1 and of y ≥ -1 over the axes, `keepdims`; -1 where there is none."""
-    x, y = _reduced_runs(x, y, axes, -1, jax.lax.max)
-    return jnp.max(x, axes, keepdims=True, initial=-1), jnp.max(y, axes, keepdims=True, initial=-1)
-
-
-def _reduced_runs(
-    x: jax.Array, y: jax.Array, axes: tuple[int, ...], initial: float, operation: Callable[[Any, Any], Any]
-) -> tuple[jax.Array, jax.Array]:
-    """Two arrays, short runs of one of the axes reduced where this makes their reduction over the axes faster."""
-    axis, run = run_axis(x, axes)
-    if run == 1:
-        return x, y
-    runs = (*x.shape[:axis], x.shape[axis] // run, run, *x.shape[axis + 1 :])
-    return joint_reduce(x.reshape(runs), y.reshape(runs), axis + 1, initial, operation)
+    return _reduced(x, y, axes, -1, jax.lax.max)
 
 
 def joint_reduce(
-    x: jax.Array, y: jax.Array, axis: int, initial: float, operation: Callable[[Any, Any], Any]
+    x: jax.Array, y: jax.Array, axes: tuple[int, ...], initial: float, operation: Callable[[Any, Any], Any]
 ) -> tuple[jax.Array, jax.Array]:
-    """Two arrays reduced over an axis in one loop.
+    """Two arrays reduced over axes in one loop.
 
     On CPU, XLA computes what one loop needs on the fly, but stores what several loops share: two separate reductions of
-    expressions of the same weights cost several times as much as a joint one. A joint reduction is fast over short runs
-    of an axis that has another one behind it, over which the loop is vectorised; the rest is then reduced as usual.
+    expressions of the same weights cost several times as much as a joint one.
     """
     return jax.lax.reduce(
         (x, y),
         (jnp.asarray(initial, x.dtype),) * 2,
         lambda p, q: (operation(p[0], q[0]), operation(p[1], q[1])),
-        (axis,),
+        axes,
     )
 
 
 def run_axis(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, int]:
-    """One of the axes and the length of its runs to reduce jointly; 1 where that does not help."""
+    """One of the axes, and the length of its runs over which a joint reduction is fast; 1 where there is none.
+
+    Where the axis has another one behind it, the loop is vectorised over that.
+    """
     axis = max((axis for axis in axes if axis < x.ndim - 1), default=None, key=lambda axis: (x.shape[axis], axis))
     # Explicit mesh axes cannot always be split.
     if axis is None or jax.typeof(x).sharding.mesh.explicit_axes:
@@ -220,10 +209,26 @@ def run_axis(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, int]:
     return axis, _run_length(x.shape[axis])
 
 
+def _reduced(
+    x: jax.Array, y: jax.Array, axes: tuple[int, ...], initial: float, operation: Callable[[Any, Any], Any]
+) -> tuple[jax.Array, jax.Array]:
+    """Two arrays reduced over the axes, `keepdims`, first over short runs of one of them."""
+    axis, run = run_axis(x, axes)
+    if run > 1:
+        runs = (*x.shape[:axis], x.shape[axis] // run, run, *x.shape[axis + 1 :])
+        x, y = joint_reduce(x.reshape(runs), y.reshape(runs), (axis + 1,), initial, operation)
+    if x.ndim - 1 in axes:  # not vectorised; separate reductions are
+        reduce = jnp.sum if operation is jax.lax.add else jnp.max
+        return reduce(x, axes, keepdims=True, initial=initial), reduce(y, axes, keepdims=True, initial=initial)
+    x, y = joint_reduce(x, y, axes, initial, operation)
+    return jnp.expand_dims(x, axes), jnp.expand_dims(y, axes)
+
+
 def _run_length(size: int) -> int:
     """A divisor of `size` from 4 to 16, or 1 where there is none.
 
-    The one that leaves most factors 2 to the number of runs, so that runs stay whole where an axis is sharded evenly.
+    The largest one of those that leave most factors 2 to the number of runs, of which there may be as many as devices,
+    so that runs stay whole where an axis is sharded evenly.
     """
     divisors = [run for run in range(4, 17) if size % run == 0]
-    return max(divisors, key=lambda run: (size // run & -(size // run), run), default=1)
+    return max(divisors, key=lambda run: (min(size // run & -(size // run), jax.device_count()), run), default=1)
