@@ -17,25 +17,34 @@ from experiments.core.config import require
 from experiments.core.records import read_json, write_results
 from experiments.costs.memory import accumulation_ratios, memory_ratios, state_ratios
 from experiments.costs.packing import packing_ratios, product_ratios
-from experiments.costs.projections import exponents, plot_scaling, projection_ratios, scaling
+from experiments.costs.projections import exponents, projection_ratios, scaling
 from experiments.costs.steps import TIMED, branch_ratios, instrument_ratios, step_ratios
 from experiments.reporting.tables import Columns, markdown
 
 Part: TypeAlias = Literal["projections", "scaling", "steps", "memory", "packing"]
 Network: TypeAlias = Literal["mlp", "lenet5", "resnet18", "transformer"]
 SIDE = 2048
-SIZES = tuple(round(10**exponent) for exponent in (4, 4.5, 5, 5.5, 6, 6.5, 7, 7.5, 8))
+SIZES = tuple(round(10**exponent) for exponent in (4, 4.5, 5, 5.5, 6, 6.5, 7))
 COLUMNS: Columns = {
     "what": ("what", str),
     "ratio": ("ratio", "{:.2f}".format),
     "target": ("target", "≤ {:g}".format),
     "unit": ("in units of", str),
 }
+PROJECTION_COLUMNS: Columns = {"what": COLUMNS["what"], "ratio": ("minima", "{:.2f}".format)} | {
+    "median": ("medians", "{:.2f}".format),
+    "allocating": ("in units of the allocating update", "{:.2f}".format),
+    "excess": ("excess of the objective", "{:.0e}".format),
+    "target": COLUMNS["target"],
+    "unit": COLUMNS["unit"],
+}
 STEP_COLUMNS: Columns = {"what": COLUMNS["what"], "ratio": ("time", "{:.2f}".format)} | {
     "target": COLUMNS["target"],
     "traffic": ("bytes read and written", "{:.2f}".format),
     "unit": COLUMNS["unit"],
 }
+
+TABLES = {"projections": PROJECTION_COLUMNS, "steps": STEP_COLUMNS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +58,8 @@ class BenchmarkConfig:
     networks: tuple[Network, ...] = get_args(Network)
     """Whose steps are measured."""
     output: Path | None = None
-    """Folder for the results: for each part a JSON file and a table, PART.json and PART.md; the plot scaling.png; and
-    summary.md, projections that have a target, and steps side by side. Files of other parts stay."""
+    """Folder for the results: for each part a JSON file and a table, PART.json and PART.md; and summary.md, projections
+    that have a target, and steps side by side. Files of other parts stay."""
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1, "rounds", "at least 1", self.rounds)
@@ -66,11 +75,9 @@ def main(arguments: Sequence[str]) -> None:
         if part == "scaling":
             records = scaling(SIZES, min(config.rounds, 7))
             measured |= {"records": records, "rows": exponents(records, 10**6)}
-            if config.output is not None:
-                plot_scaling(records, config.output / "scaling.png")
         else:
             measured["rows"] = measure(part, config)
-        table = markdown(STEP_COLUMNS if part == "steps" else COLUMNS, measured["rows"])
+        table = markdown(TABLES.get(part, COLUMNS), measured["rows"])
         Console().print(table, highlight=False, soft_wrap=True)
         if config.output is not None:
             write_results(config.output, part, table, measured)
@@ -83,7 +90,7 @@ def summary(folder: Path) -> str:
     tables = []
     if (path := folder / "projections.json").is_file():
         rows = [row for row in read_json(path)["rows"] if row["target"] is not None]
-        tables.append(markdown(COLUMNS, rows))
+        tables.append(markdown(PROJECTION_COLUMNS, rows))
     if (path := folder / "steps.json").is_file():
         tables.append(side_by_side(read_json(path)["rows"]))
     return "\n".join(tables)

