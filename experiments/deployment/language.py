@@ -63,26 +63,26 @@ def main(arguments: Sequence[str]) -> None:
             except (OSError, KeyError, MissingDataError) as error:
                 fail(f"{run} is no finished training of a language model: {error}", code=2, command=COMMAND)
             windows = even_windows(text.test, job["context"] + 1, config.windows)
-            folder = config.output / row
-            folder.mkdir(parents=True, exist_ok=True)
+            config.output.mkdir(parents=True, exist_ok=True)
             try:
-                records.append({"row": row, "format": format_} | export(quantized, format_, windows, folder))
+                report = export(quantized, format_, windows, config.output / row)
             except ImportError as error:
                 fail(f"cannot write {format_}: {error}", code=2, command=COMMAND)
+            records.append({"row": row, "format": format_} | report)
     table = markdown(COLUMNS, records)
     samples = "\n".join(f"### {r['row']}, {r['format']}\n\n```text\n{r['text']}\n```\n" for r in records)
     write_results(config.output, "files", f"{table}\n{samples}", {"files": records})
     make_console().out(table, highlight=False)
 
 
-def export(quantized: Any, format_: str, windows: np.ndarray, output: Path) -> dict[str, Any]:
+def export(quantized: Any, format_: str, windows: np.ndarray, stem: Path) -> dict[str, Any]:
     """Writes both files and compares them with JAX.
 
     Args:
         quantized: Weights of a decoder, codes and scales where they are quantized.
         format_: Key of `SUFFIXES`.
         windows: int32 of shape (n, length + 1), as training has them.
-        output: Folder of the files.
+        stem: Path of the files without `.onnx` or `_step.onnx`.
     """
     length = windows.shape[1] - 1
     tokens, targets = windows[:, :-1], windows[:, 1:]
@@ -91,7 +91,7 @@ def export(quantized: Any, format_: str, windows: np.ndarray, output: Path) -> d
     batch = symbols[0]
     cache = jax.eval_shape(lambda: decoder.init_cache(weights, 1, length))
     spec = {k: jax.ShapeDtypeStruct((leaf.shape[0], batch, *leaf.shape[2:]), leaf.dtype) for k, leaf in cache.items()}
-    paths = [output / f"{name}{SUFFIXES[format_]}" for name in ("decoder", "decoder_step")]
+    paths = [stem.with_name(f"{stem.name}{end}{SUFFIXES[format_]}") for end in ("", "_step")]
     write, load = FORMATS[format_]
     paths[0].write_bytes(write(decoder.logits, quantized, jax.ShapeDtypeStruct(symbols, jnp.int32)))
     one, place = jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)

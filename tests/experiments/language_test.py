@@ -116,8 +116,8 @@ def test_files_predict_as_jax_does_at_once_and_with_a_cache(format_: str, job: P
     assert record["bits_per_byte"] == pytest.approx(results["records"]["LAQ, binary"]["0"]["test_bits"], rel=1e-4)
     # What JAX draws, to the last byte: the logits differ by rounding alone.
     assert record["text"] == results["samples"]["LAQ, binary"]
-    for name, key in (("decoder", "bytes"), ("decoder_step", "step_bytes")):
-        path = tmp_path / "laq-binary" / f"{name}{deployment.SUFFIXES[format_]}"
+    for name, key in (("laq-binary", "bytes"), ("laq-binary_step", "step_bytes")):
+        path = tmp_path / f"{name}{deployment.SUFFIXES[format_]}"
         assert record[key] == path.stat().st_size
     assert record["share"] < 0.75  # the embedding in float32 is most of it
     assert (tmp_path / "files.md").read_text().startswith("| row ")
@@ -126,7 +126,7 @@ def test_files_predict_as_jax_does_at_once_and_with_a_cache(format_: str, job: P
 def test_onnx_takes_windows_of_any_number_and_length(job: Path, tmp_path: Path):
     quantized = training.read_weights(command.folder_of(job, command.ROWS["LAQ, binary"], 0))
     windows = np.random.default_rng(0).integers(0, 256, (3, 17)).astype(np.int32)
-    deployment.export(quantized, "onnx", windows, tmp_path)
+    deployment.export(quantized, "onnx", windows, tmp_path / "decoder")
     run = deployment.load_onnx(tmp_path / "decoder.onnx")
     longer = np.random.default_rng(1).integers(0, 256, (2, 30)).astype(np.int32)
     expected = decoder.logits(fobt.dequantize(quantized), longer)

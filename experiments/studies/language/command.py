@@ -180,8 +180,14 @@ def write(
     samples = "\n".join(f"### {label}\n\n```text\n{text}\n```\n" for label, text in drawn.items())
     title = f"## Text of seed {config.seeds[0]}, temperature {TEMPERATURE}"
     text_of_results = f"{table}{explanation}\n{title}\n\n{samples}"
-    write_results(config.output, COMMAND, text_of_results, {"table": rows, "records": records, "samples": drawn})
+    kept = {label: {seed: measured(result) for seed, result in of.items()} for label, of in records.items()}
+    write_results(config.output, COMMAND, text_of_results, {"table": rows, "records": kept, "samples": drawn})
     console.out(table, highlight=False)
+
+
+def measured(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result without what is long: the loss of every step, and the environment."""
+    return {key: value for key, value in result.items() if key not in ("losses", "environment")}
 
 
 def text_of(config: LanguageConfig, label: str) -> str:
