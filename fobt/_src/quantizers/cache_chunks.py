@@ -7,6 +7,7 @@ devices no loop may cut them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -16,9 +17,9 @@ import jax.numpy as jnp
 Arrays: TypeAlias = tuple[jax.Array, ...]
 
 # Weights in a chunk: two arrays of them, in float32, are a MiB.
-_CHUNK = 2**16
-# The least length of the last axis of a chunk: a line of a cache.
-_LANES = 16
+_CHUNK = 2**17
+# Weights in a line of a cache.
+_LINE = 16
 
 
 def fits_loops(x: jax.Array) -> bool:
@@ -57,38 +58,47 @@ def in_chunks(function: Callable[..., Arrays], arrays: Sequence[jax.Array], axes
       arrays: of one rank, the first one of full size; others may have size 1 along an axis.
       axes: negative, the axes that may be cut.
     """
-    whole = arrays[0]
+    shape, lengths = arrays[0].shape, {}
+    size = arrays[0].size
     for axis in sorted(axes):
-        size = whole.shape[axis]
-        length = max(_LANES if axis == -1 else 1, _CHUNK * size // max(1, whole.size))
-        if length < size:
-            rest = [other for other in axes if other != axis]
-            return _along(lambda *chunk: in_chunks(function, chunk, rest), arrays, axis, length)
-    return function(*arrays)
+        length = _CHUNK * shape[axis] // max(1, size)
+        if axis == -1:  # An odd number of lines: rows would compete for the same ones if they were a power of 2 apart.
+            length = (length // _LINE | 1) * _LINE
+        length = max(1, length)
+        if length < shape[axis]:
+            lengths[axis], size = length, size // shape[axis] * length
+    if not lengths:
+        return function(*arrays)
+    counts = {axis: -(-shape[axis] // length) for axis, length in lengths.items()}
 
+    def starts(i: jax.Array | int) -> dict[int, jax.Array]:
+        """Where the chunk begins; the last one along an axis overlaps the one before it."""
+        places = {}
+        for axis, count in counts.items():
+            places[axis] = jnp.minimum(i % count * lengths[axis], shape[axis] - lengths[axis])
+            i = i // count
+        return places
 
-def _along(function: Callable[..., Arrays], arrays: Sequence[jax.Array], axis: int, length: int) -> Arrays:
-    """The function of chunks of a length along one axis; the last one overlaps the one before it."""
-    size = arrays[0].shape[axis]
-
-    def results(start: jax.Array | int) -> Arrays:
-        return function(
-            *(
-                x if x.shape[axis] == 1 else jax.lax.dynamic_slice_in_dim(x, start, length, x.ndim + axis)
-                for x in arrays
-            )
-        )
+    def results(i: jax.Array | int) -> Arrays:
+        chunks = list(arrays)
+        for axis, start in starts(i).items():
+            chunks = [
+                x if x.shape[axis] == 1 else jax.lax.dynamic_slice_in_dim(x, start, lengths[axis], x.ndim + axis)
+                for x in chunks
+            ]
+        return function(*chunks)
 
     def step(i: jax.Array, done: Arrays) -> Arrays:
-        start = jnp.minimum(i * length, size - length)
-        return tuple(
-            jax.lax.dynamic_update_slice_in_dim(whole, part, start, whole.ndim + axis)
-            for whole, part in zip(done, results(start), strict=True)
-        )
+        places = starts(i)
+
+        def insert(whole: jax.Array, part: jax.Array) -> jax.Array:
+            start = [places.get(axis - whole.ndim, jnp.zeros_like(i)) for axis in range(whole.ndim)]
+            return jax.lax.dynamic_update_slice(whole, part, start)
+
+        return tuple(map(insert, done, results(i)))
 
     def empty(part: jax.ShapeDtypeStruct) -> jax.Array:
-        shape = list(part.shape)
-        shape[axis] = size
-        return jnp.zeros(shape, part.dtype)
+        whole = [shape[axis] if axis in lengths else part.shape[axis] for axis in range(-part.ndim, 0)]
+        return jnp.zeros(whole, part.dtype)
 
-    return jax.lax.fori_loop(0, -(-size // length), step, tuple(map(empty, jax.eval_shape(results, 0))))
+    return jax.lax.fori_loop(0, math.prod(counts.values()), step, tuple(map(empty, jax.eval_shape(results, 0))))

@@ -35,12 +35,14 @@ _AT_A_TIME = 6
 _FEW_CHANGES = 64
 # So many weights of a larger tensor choose among the candidates.
 _SAMPLE = 2**15
+# Their rows are a multiple of so many, which makes sums over them fast.
+_ROWS = 16
 
 
 def candidates(problem: Problem, grid: Grid) -> Scales:
     """The α that assigns and the one that fits, for every group; not for the binary grid."""
     sample = _sample(problem)
-    sample = dataclasses.replace(sample, curvature=sample.without_pinned(sample.curvature))
+    sample = dataclasses.replace(sample, curvature=sample.without_pinned(sample.curvature), is_finite=True)
     r, axes = sample.r, sample.axes
     if math.prod(r.shape[axis] for axis in axes) * grid.max_code <= _FEW_CHANGES:
         alphas = _changes(sample, grid)
@@ -58,8 +60,8 @@ def candidates(problem: Problem, grid: Grid) -> Scales:
 
 def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
     """Σ C r β and Σ C β² of the levels β nearest to r / α, for candidates α along a leading axis."""
-    (axis, run), ndim, steps = run_axis(problem.r, problem.axes), problem.r.ndim, grid.levels_per_step
-    inverse = jnp.expand_dims(jnp.moveaxis(steps / alphas, 0, axis), axis)
+    axis, run = run_axis(problem.r, problem.axes)
+    inverse = jnp.expand_dims(jnp.moveaxis(grid.steps_per_level / alphas, 0, axis), axis)
 
     def with_runs(x: jax.Array) -> jax.Array:
         """Candidates are the axis before that of the runs, so that each run is read from the nearest cache."""
@@ -71,7 +73,8 @@ def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
     x, y = joint_reduce(weighted * r, weighted * levels, (axis + 2,), 0, jax.lax.add)
     x, y = joint_sum(x, y, tuple(other + (other > axis) for other in problem.axes))
     x, y = (jnp.moveaxis(s, axis + 1, 0) for s in (x, y))
-    return x / steps, y / steps**2
+    unit = grid.max_code if grid.spacing == "linear" else 1
+    return x / unit, y / unit**2
 
 
 def _least_modelled_error(problem: Problem, grid: Grid) -> jax.Array:
@@ -116,12 +119,13 @@ def _sample(problem: Problem) -> Problem:
         return problem
     axis = int(np.argmax(r.shape))
     stride = min(r.size // _SAMPLE, r.shape[axis])
-    # The last row of each run: a reshape and a slice leave rows on their devices, where a strided slice would not.
-    while r.shape[axis] % stride:
-        stride -= 1
+    rows = r.shape[axis] // stride
+    rows -= rows % _ROWS if rows > _ROWS else 0
 
     def every(x: jax.Array) -> jax.Array:
-        runs = x.reshape(*x.shape[:axis], x.shape[axis] // stride, stride, *x.shape[axis + 1 :])
-        return jax.lax.index_in_dim(runs, stride - 1, axis + 1, keepdims=False)
+        """A reshape and a slice, which leave rows on their devices, where a slice with a stride would not."""
+        x = jax.lax.slice_in_dim(x, 0, rows * stride, axis=axis)
+        x = x.reshape(*x.shape[:axis], rows, stride, *x.shape[axis + 1 :])
+        return jax.lax.index_in_dim(x, stride - 1, axis + 1, keepdims=False)
 
     return dataclasses.replace(problem, r=every(r), curvature=every(c))

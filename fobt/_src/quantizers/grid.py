@@ -64,22 +64,33 @@ class Grid:
             codes = codes + (ratio > midpoint).astype(codes.dtype)
         return codes
 
+    def nearest_levels(self, ratio: jax.Array) -> jax.Array:
+        """The levels of the codes that `nearest` returns."""
+        if self.spacing != "logarithmic":
+            return self.levels(self.nearest(ratio))
+        levels = jnp.zeros_like(ratio)
+        for midpoint, level in zip(self.midpoints.tolist(), self.positive_levels.tolist(), strict=True):
+            levels = jnp.where(ratio > midpoint, level, levels)
+        return levels
+
     @property
-    def levels_per_step(self) -> int:
-        """The factor of the levels that `nearest_steps` returns, which makes them integers on the linear grid."""
-        return self.max_code if self.spacing == "linear" else 1
+    def steps_per_level(self) -> float:
+        """The factor of what `nearest_steps` takes, in which its operations are fewest."""
+        return 4 / 3 if self.spacing == "logarithmic" else self.max_code
 
-    def nearest_steps(self, ratio: jax.Array) -> jax.Array:
-        """The levels nearest to `ratio` ≥ 0, both times `levels_per_step`. Not for the binary grid.
+    def nearest_steps(self, steps: jax.Array) -> jax.Array:
+        """The nearest levels of ratios ≥ 0, of which `steps` is `steps_per_level` times as much; at a midpoint either.
 
-        For a loop over many scales, which multiplies anyway and can take the factor along.
+        Times `max_code` on the linear grid, where they then are integers. Not for the binary grid. This is for a loop
+        over many scales, which multiplies anyway and can take the factor along.
         """
         if self.spacing == "linear":
-            return jnp.minimum(jnp.ceil(ratio - 0.5), self.max_code)
-        levels = jnp.zeros_like(ratio)
-        for midpoint, change in zip(self.midpoints.tolist(), self.level_changes.tolist(), strict=True):
-            levels = levels + jnp.where(ratio > midpoint, change, 0)
-        return levels
+            return jnp.minimum(jnp.ceil(steps - 0.5), self.max_code)
+        # From a midpoint 3/4 · 2ᵏ on the level is 2ᵏ: of 4/3 as much, all bits but those of the exponent are cleared.
+        info = jnp.finfo(steps.dtype)
+        bits = jax.lax.bitcast_convert_type(steps, jnp.dtype(f"int{info.bits}"))
+        power = jax.lax.bitcast_convert_type(bits & -(1 << info.nmant), steps.dtype)
+        return jnp.where(steps > self.steps_per_level * self.midpoints[0], jnp.clip(power, self.positive_levels[0], 1), 0)
 
     @functools.cached_property
     def level_changes(self) -> np.ndarray:

@@ -17,6 +17,7 @@ then fits these levels.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -29,6 +30,10 @@ Scales: TypeAlias = tuple[jax.Array, jax.Array]
 
 # Gains that differ by less than so many units of rounding, times α, are taken as equal.
 _TIE = 32
+
+# Lengths of the runs that are reduced first. Rows that are a multiple of a page apart compete for the same few lines of
+# the nearest cache.
+_SHORTEST_RUN, _LONGEST_RUN, _PAGE = 4, 16, 4096
 
 _MAX_ROUNDS = 10
 _TOLERANCE = 1e-6
@@ -44,19 +49,21 @@ class Problem:
       curvature: C ≥ 0 in the shape of `r`; infinite for pinned weights, which have no say in α.
       members: 1 for weights, 0 for places that only fill up the grouped form; broadcastable to `r`.
       axes: the axes over which a group extends.
+      is_finite: whether no weight is pinned.
     """
 
     r: jax.Array
     curvature: jax.Array
     members: jax.Array
     axes: tuple[int, ...]
+    is_finite: bool = False
 
     def without_pinned(self, x: jax.Array) -> jax.Array:
         """x, and 0 where weights are pinned.
 
         Each loop should select for itself, from what it has computed: on CPU, XLA stores what several loops share.
         """
-        return jnp.where(is_pinned(self.curvature), 0, x)
+        return x if self.is_finite else jnp.where(is_pinned(self.curvature), 0, x)
 
 
 def is_pinned(curvature: jax.Array) -> jax.Array:
@@ -160,7 +167,7 @@ def fitted_to(problem: Problem, grid: Grid, assigning: jax.Array) -> Scales:
 
 def fit(problem: Problem, grid: Grid, assigning: jax.Array) -> jax.Array:
     """The α that fits the levels nearest to r / assigning."""
-    levels = grid.levels(grid.nearest(problem.r * (1 / assigning)))
+    levels = grid.nearest_levels(problem.r * (1 / assigning))
     weighted = problem.without_pinned(problem.curvature * levels)
     return ratio(*joint_sum(weighted * problem.r, weighted * levels, problem.axes))
 
@@ -206,7 +213,8 @@ def run_axis(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, int]:
     # Explicit mesh axes cannot always be split.
     if axis is None or jax.typeof(x).sharding.mesh.explicit_axes:
         return 0, 1
-    return axis, _run_length(x.shape[axis])
+    row = math.prod(x.shape[axis + 1 :]) * x.dtype.itemsize
+    return axis, _run_length(x.shape[axis], _LONGEST_RUN if row % _PAGE else _SHORTEST_RUN)
 
 
 def _reduced(
@@ -224,11 +232,11 @@ def _reduced(
     return jnp.expand_dims(x, axes), jnp.expand_dims(y, axes)
 
 
-def _run_length(size: int) -> int:
-    """A divisor of `size` from 4 to 16, or 1 where there is none.
+def _run_length(size: int, longest: int) -> int:
+    """A divisor of `size` from 4 to `longest`, or 1 where there is none.
 
-    The largest one of those that leave most factors 2 to the number of runs, of which there may be as many as devices,
+    The longest one of those that leave most factors 2 to the number of runs, of which there may be as many as devices,
     so that runs stay whole where an axis is sharded evenly.
     """
-    divisors = [run for run in range(4, 17) if size % run == 0]
+    divisors = [run for run in range(_SHORTEST_RUN, longest + 1) if size % run == 0]
     return max(divisors, key=lambda run: (min(size // run & -(size // run), jax.device_count()), run), default=1)
