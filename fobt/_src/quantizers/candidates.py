@@ -26,11 +26,11 @@ import numpy as np
 from fobt._src.quantizers.grid import Grid
 from fobt._src.quantizers.solvers import Problem, Scales, best_fit, fit, fitted_to, joint_reduce, joint_sum, ratio, run_axis
 
-_NEWTON_STEPS = 3
-# Candidates, in units of the minimum of (S): the fewer levels there are, the wider its model errs.
-_LINEAR_RANGES, _FINE_RANGE, _LOGARITHMIC_RANGE = {2: (0.5, 8.0), 3: (0.75, 2.5)}, (0.85, 1.5), (0.5, 4.0)
-_CANDIDATES, _CANDIDATES_OF_MANY_LEVELS, _MANY_LEVELS = 12, 32, 8
-_AT_A_TIME = 6
+# Candidates, in units of the minimum of (S), are compared first far apart and then near to the best one. The fewer levels
+# there are, the wider the model of (S) errs.
+_LINEAR_RANGES, _FINE_RANGE, _LOGARITHMIC_RANGE = {2: (0.5, 10.0), 3: (0.7, 3.0)}, (0.75, 1.8), (0.5, 4.0)
+_CANDIDATES = 7
+_ZOOMS_OF_GROUPS, _ZOOMS_OF_TENSORS = 1, 2
 # Groups with so many places where a level changes are solved exactly: each of them is a candidate.
 _FEW_CHANGES = 64
 # So many weights of a larger tensor choose among the candidates.
@@ -43,19 +43,60 @@ def candidates(problem: Problem, grid: Grid) -> Scales:
     """The α that assigns and the one that fits, for every group; not for the binary grid."""
     sample = _sample(problem)
     sample = dataclasses.replace(sample, curvature=sample.without_pinned(sample.curvature), is_finite=True)
-    r, axes = sample.r, sample.axes
-    if math.prod(r.shape[axis] for axis in axes) * grid.max_code <= _FEW_CHANGES:
-        alphas = _changes(sample, grid)
+    if math.prod(sample.r.shape[axis] for axis in sample.axes) * grid.max_code <= _FEW_CHANGES:
+        assigning = _best_change(sample, grid)
     else:
-        alphas = _least_modelled_error(sample, grid)[None] * jnp.asarray(_ratios(grid), r.dtype).reshape(-1, *[1] * r.ndim)
-    # Some at a time: what a loop takes is computed once, where XLA would compute r for each candidate.
-    count = next(count for count in range(_AT_A_TIME, 0, -1) if len(alphas) % count == 0)
-    batches = alphas.reshape(-1, count, *alphas.shape[1:])
-    _, (x, y) = jax.lax.scan(lambda _, some: (None, _sums_of_fits(sample, grid, some)), None, batches)
-    best = best_fit(x.reshape(alphas.shape), y.reshape(alphas.shape), 0)
-    if len(axes) == r.ndim:
-        return fitted_to(problem, grid, fit(problem, grid, best))
-    return jax.lax.fori_loop(0, 2, lambda _, scales: (scales[1], fit(sample, grid, scales[1])), (best, best))
+        assigning = _best_ratio(sample, grid)
+    if sample.r.size < problem.r.size:
+        assigning = _by_secant(problem, grid, assigning)
+    return fitted_to(problem, grid, assigning)
+
+
+def _best_ratio(problem: Problem, grid: Grid) -> jax.Array:
+    """The best of the candidates."""
+    zooms = _ZOOMS_OF_GROUPS if len(problem.axes) < problem.r.ndim else _ZOOMS_OF_TENSORS
+    least, most = _LOGARITHMIC_RANGE if grid.spacing == "logarithmic" else _LINEAR_RANGES.get(grid.bits, _FINE_RANGE)
+    ratios, distance = [np.geomspace(least, most, _CANDIDATES)], math.log(most / least) / (_CANDIDATES - 1)
+    for _ in range(zooms):  # As many between the two neighbours of the best one, which is in their middle.
+        ratios.append(np.exp(distance * np.linspace(-1, 1, _CANDIDATES + 2)[1:-1]))
+        distance *= 2 / (_CANDIDATES + 1)
+
+    def best_near(alpha: jax.Array, ratios: jax.Array) -> tuple[jax.Array, None]:
+        alphas = alpha[None] * ratios.reshape(-1, *[1] * alpha.ndim)
+        return best_fit(*_sums_of_fits(problem, grid, alphas), 0), None
+
+    return jax.lax.scan(best_near, _least_modelled_error(problem, grid), jnp.asarray(ratios, problem.r.dtype))[0]
+
+
+def _best_change(problem: Problem, grid: Grid) -> jax.Array:
+    """The best of all α at which a level changes: exact."""
+    r, axes = problem.r, problem.axes
+    kept = [axis for axis in range(r.ndim) if axis not in axes]
+    of_groups = r.transpose(*axes, *kept).reshape(-1, *[1 if axis in axes else r.shape[axis] for axis in range(r.ndim)])
+    midpoints = jnp.asarray(grid.midpoints, r.dtype).reshape(-1, *[1] * of_groups.ndim)
+    alphas = (of_groups[None] / midpoints).reshape(-1, 1, *of_groups.shape[1:])
+    # A little smaller, so that the level has changed.
+    alphas = jnp.maximum(alphas * (1 - 4 * jnp.finfo(r.dtype).eps), jnp.finfo(r.dtype).tiny)
+    x, y = jax.lax.map(lambda alphas: _sums_of_fits(problem, grid, alphas), alphas)
+    return best_fit(x[:, 0], y[:, 0], 0)
+
+
+def _by_secant(problem: Problem, grid: Grid, alpha: jax.Array) -> jax.Array:
+    """A better α from one of a sample: two steps towards where fitting α to its levels does not change it.
+
+    Alternation stops there too, but each of its steps goes only a part of the way, less the more levels there are.
+    """
+    farthest = 1.25
+
+    def limited(to: jax.Array, alpha: jax.Array) -> jax.Array:
+        return jnp.clip(to, alpha / farthest, alpha * farthest)
+
+    change = fit(problem, grid, alpha) - alpha
+    second = limited(alpha + 2 * change, alpha)
+    second_change = fit(problem, grid, second) - second
+    slope = (second_change - change) / jnp.where(second == alpha, 1, second - alpha)
+    # Between rounded numbers the slope may be anything; alternation itself has -1 at most.
+    return limited(second - second_change / jnp.clip(slope, -1, -0.05), second)
 
 
 def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
@@ -92,24 +133,7 @@ def _least_modelled_error(problem: Problem, grid: Grid) -> jax.Array:
         moment, clipped = joint_sum(above * r, above, axes)
         return jnp.maximum(moment / jnp.where(total > 0, kappa * total + clipped, 1), mean)
 
-    return jax.lax.fori_loop(0, _NEWTON_STEPS, newton, mean * (grid.bits / 2))
-
-
-def _ratios(grid: Grid) -> np.ndarray:
-    """The candidates in units of the minimum of (S)."""
-    of_bits = _LINEAR_RANGES.get(grid.bits, _FINE_RANGE)
-    least, most = of_bits if grid.spacing == "linear" else _LOGARITHMIC_RANGE
-    return np.geomspace(least, most, _CANDIDATES if grid.max_code < _MANY_LEVELS else _CANDIDATES_OF_MANY_LEVELS)
-
-
-def _changes(problem: Problem, grid: Grid) -> jax.Array:
-    """All α at which a level changes, a little smaller, along a new leading axis."""
-    r, axes = problem.r, problem.axes
-    kept = [axis for axis in range(r.ndim) if axis not in axes]
-    of_groups = r.transpose(*axes, *kept).reshape(-1, *[1 if axis in axes else r.shape[axis] for axis in range(r.ndim)])
-    midpoints = jnp.asarray(grid.midpoints, r.dtype).reshape(-1, *[1] * of_groups.ndim)
-    changes = (of_groups[None] / midpoints).reshape(-1, *of_groups.shape[1:])
-    return jnp.maximum(changes * (1 - 4 * jnp.finfo(r.dtype).eps), jnp.finfo(r.dtype).tiny)
+    return jax.lax.fori_loop(0, grid.bits, newton, mean * (grid.bits / 2))
 
 
 def _sample(problem: Problem) -> Problem:
