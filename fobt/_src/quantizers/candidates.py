@@ -24,15 +24,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from fobt._src.quantizers.grid import Grid
-from fobt._src.quantizers.solvers import Problem, Scales, best_fit, fit, fitted_to, joint_reduce, joint_sum, ratio, run_axis
+from fobt._src.quantizers.solvers import Problem, Scales, best_fit, fit_and_gain, fitted_to, joint_reduce, joint_sum, ratio, run_axis
 
 # Candidates, in units of the minimum of (S), are compared first far apart and then near to the best one. The fewer levels
 # there are, the wider the model of (S) errs.
 _LINEAR_RANGES, _FINE_RANGE, _LOGARITHMIC_RANGE = {2: (0.5, 10.0), 3: (0.7, 3.0)}, (0.75, 1.8), (0.5, 4.0)
 _CANDIDATES = 7
 _ZOOMS_OF_GROUPS, _ZOOMS_OF_TENSORS = 1, 2
+# From so many bits on the tail of the weights decides.
+_FINE_BITS, _STEPS_WITH_ALL, _STEPS_WITH_ALL_OF_FINE = 5, 1, 3
 # Groups with so many places where a level changes are solved exactly: each of them is a candidate.
 _FEW_CHANGES = 64
+# A step of the secant changes α by this factor at most.
+_FARTHEST = 1.25
 # So many weights of a larger tensor choose among the candidates.
 _SAMPLE = 2**15
 # Their rows are a multiple of so many, which makes sums over them fast.
@@ -44,16 +48,22 @@ def candidates(problem: Problem, grid: Grid) -> Scales:
     sample = _sample(problem)
     sample = dataclasses.replace(sample, curvature=sample.without_pinned(sample.curvature), is_finite=True)
     if math.prod(sample.r.shape[axis] for axis in sample.axes) * grid.max_code <= _FEW_CHANGES:
-        assigning = _best_change(sample, grid)
-    else:
-        assigning = _best_ratio(sample, grid)
+        return fitted_to(problem, grid, _best_change(sample, grid))
+    total, modelled = _least_modelled_error(sample, grid)
+    assigning = _best_ratio(sample, grid, modelled)
     if sample.r.size < problem.r.size:
-        assigning = _by_secant(problem, grid, assigning)
+        # The sample may have none of the few weights that are clipped. The optimum moves with the minimum of (S).
+        nearer, total = modelled, total * (problem.r.size / sample.r.size)
+        for _ in range(_STEPS_WITH_ALL if grid.bits < _FINE_BITS else _STEPS_WITH_ALL_OF_FINE):
+            nearer = _newton_step(problem, grid, total, nearer)
+        assigning *= nearer / modelled
+        if grid.bits < _FINE_BITS:
+            return _by_secant(problem, grid, assigning)
     return fitted_to(problem, grid, assigning)
 
 
-def _best_ratio(problem: Problem, grid: Grid) -> jax.Array:
-    """The best of the candidates."""
+def _best_ratio(problem: Problem, grid: Grid, modelled: jax.Array) -> jax.Array:
+    """The best of the candidates around the minimum of (S)."""
     zooms = _ZOOMS_OF_GROUPS if len(problem.axes) < problem.r.ndim else _ZOOMS_OF_TENSORS
     least, most = _LOGARITHMIC_RANGE if grid.spacing == "logarithmic" else _LINEAR_RANGES.get(grid.bits, _FINE_RANGE)
     ratios, distance = [np.geomspace(least, most, _CANDIDATES)], math.log(most / least) / (_CANDIDATES - 1)
@@ -65,7 +75,7 @@ def _best_ratio(problem: Problem, grid: Grid) -> jax.Array:
         alphas = alpha[None] * ratios.reshape(-1, *[1] * alpha.ndim)
         return best_fit(*_sums_of_fits(problem, grid, alphas), 0), None
 
-    return jax.lax.scan(best_near, _least_modelled_error(problem, grid), jnp.asarray(ratios, problem.r.dtype))[0]
+    return jax.lax.scan(best_near, modelled, jnp.asarray(ratios, problem.r.dtype))[0]
 
 
 def _best_change(problem: Problem, grid: Grid) -> jax.Array:
@@ -81,22 +91,25 @@ def _best_change(problem: Problem, grid: Grid) -> jax.Array:
     return best_fit(x[:, 0], y[:, 0], 0)
 
 
-def _by_secant(problem: Problem, grid: Grid, alpha: jax.Array) -> jax.Array:
-    """A better α from one of a sample: two steps towards where fitting α to its levels does not change it.
+def _by_secant(problem: Problem, grid: Grid, alpha: jax.Array) -> Scales:
+    """The best of one α and of two steps from there to where fitting α to its levels does not change it.
 
     Alternation stops there too, but each of its steps goes only a part of the way, less the more levels there are.
     """
-    farthest = 1.25
 
     def limited(to: jax.Array, alpha: jax.Array) -> jax.Array:
-        return jnp.clip(to, alpha / farthest, alpha * farthest)
+        return jnp.clip(to, alpha / _FARTHEST, alpha * _FARTHEST)
 
-    change = fit(problem, grid, alpha) - alpha
-    second = limited(alpha + 2 * change, alpha)
-    second_change = fit(problem, grid, second) - second
-    slope = (second_change - change) / jnp.where(second == alpha, 1, second - alpha)
+    first, gain = fit_and_gain(problem, grid, alpha)
+    second = limited(alpha + 2 * (first - alpha), alpha)
+    fitted, second_gain = fit_and_gain(problem, grid, second)
+    slope = (fitted - second - first + alpha) / jnp.where(second == alpha, 1, second - alpha)
     # Between rounded numbers the slope may be anything; alternation itself has -1 at most.
-    return limited(second - second_change / jnp.clip(slope, -1, -0.05), second)
+    third = limited(second - (fitted - second) / jnp.clip(slope, -1, -0.05), second)
+    last, last_gain = fit_and_gain(problem, grid, third)
+    assigning, fits, gains = (jnp.stack(x) for x in ((alpha, second, third), (first, fitted, last), (gain, second_gain, last_gain)))
+    best = jnp.argmax(gains, 0)[None]
+    return tuple(jnp.take_along_axis(x, best, 0)[0] for x in (assigning, fits))
 
 
 def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
@@ -114,26 +127,31 @@ def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
     x, y = joint_reduce(weighted * r, weighted * levels, (axis + 2,), 0, jax.lax.add)
     x, y = joint_sum(x, y, tuple(other + (other > axis) for other in problem.axes))
     x, y = (jnp.moveaxis(s, axis + 1, 0) for s in (x, y))
-    unit = grid.max_code if grid.spacing == "linear" else 1
-    return x / unit, y / unit**2
+    return x / grid.steps_per_level, y / grid.steps_per_level**2
 
 
-def _least_modelled_error(problem: Problem, grid: Grid) -> jax.Array:
-    """The minimum of (S)."""
+def _least_modelled_error(problem: Problem, grid: Grid) -> Scales:
+    """Σ C and the minimum of (S)."""
+    moment, total = joint_sum(problem.curvature * problem.r, problem.curvature, problem.axes)
+    mean = ratio(moment, total)
+    start = mean * (grid.bits / 2)
+
+    def newton(_: jax.Array, alpha: jax.Array) -> jax.Array:
+        return jnp.maximum(_newton_step(problem, grid, total, alpha), mean)
+
+    return total, jax.lax.fori_loop(0, grid.bits - 1, newton, start)
+
+
+def _newton_step(problem: Problem, grid: Grid, total: jax.Array, alpha: jax.Array) -> jax.Array:
+    """A step towards the minimum of (S), given Σ C; from the left it does not go beyond."""
     if grid.spacing == "linear":
         kappa = 1 / (12 * grid.max_code**2)
     else:  # What lies below the first midpoint and becomes 0 is the part of the error that grows with α.
         kappa = float(grid.midpoints[0]) ** 2
-    r, c, axes = problem.r, problem.curvature, problem.axes
-    moment, total = joint_sum(c * r, c, axes)
-    mean = ratio(moment, total)
-
-    def newton(_: jax.Array, alpha: jax.Array) -> jax.Array:
-        above = jnp.where(r > alpha, c, 0)
-        moment, clipped = joint_sum(above * r, above, axes)
-        return jnp.maximum(moment / jnp.where(total > 0, kappa * total + clipped, 1), mean)
-
-    return jax.lax.fori_loop(0, grid.bits, newton, mean * (grid.bits / 2))
+    above = problem.without_pinned(jnp.where(problem.r > alpha, problem.curvature, 0))
+    moment, clipped = joint_sum(above * problem.r, above, problem.axes)
+    stiffness = kappa * total + clipped
+    return jnp.where(moment == 0, alpha, moment / jnp.where(moment == 0, 1, stiffness))
 
 
 def _sample(problem: Problem) -> Problem:

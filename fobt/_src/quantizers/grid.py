@@ -74,23 +74,18 @@ class Grid:
         return levels
 
     @property
-    def steps_per_level(self) -> float:
-        """The factor of what `nearest_steps` takes, in which its operations are fewest."""
-        return 4 / 3 if self.spacing == "logarithmic" else self.max_code
+    def steps_per_level(self) -> int:
+        """The factor of what `nearest_steps` takes and returns: levels of the linear grid are integers then."""
+        return self.max_code if self.spacing == "linear" else 1
 
     def nearest_steps(self, steps: jax.Array) -> jax.Array:
-        """The nearest levels of ratios ≥ 0, of which `steps` is `steps_per_level` times as much; at a midpoint either.
+        """The levels nearest to ratios ≥ 0, both times `steps_per_level`; not for the binary grid.
 
-        Times `max_code` on the linear grid, where they then are integers. Not for the binary grid. This is for a loop
-        over many scales, which multiplies anyway and can take the factor along.
+        For a loop over many scales, which multiplies anyway and can take the factor along.
         """
         if self.spacing == "linear":
             return jnp.minimum(jnp.ceil(steps - 0.5), self.max_code)
-        # From a midpoint 3/4 · 2ᵏ on the level is 2ᵏ: of 4/3 as much, all bits but those of the exponent are cleared.
-        info = jnp.finfo(steps.dtype)
-        bits = jax.lax.bitcast_convert_type(steps, jnp.dtype(f"int{info.bits}"))
-        power = jax.lax.bitcast_convert_type(bits & -(1 << info.nmant), steps.dtype)
-        return jnp.where(steps > self.steps_per_level * self.midpoints[0], jnp.clip(power, self.positive_levels[0], 1), 0)
+        return self.nearest_levels(steps)
 
     @functools.cached_property
     def level_changes(self) -> np.ndarray:

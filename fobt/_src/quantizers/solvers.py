@@ -167,9 +167,16 @@ def fitted_to(problem: Problem, grid: Grid, assigning: jax.Array) -> Scales:
 
 def fit(problem: Problem, grid: Grid, assigning: jax.Array) -> jax.Array:
     """The α that fits the levels nearest to r / assigning."""
+    return fit_and_gain(problem, grid, assigning)[0]
+
+
+def fit_and_gain(problem: Problem, grid: Grid, assigning: jax.Array) -> Scales:
+    """The α that fits the levels nearest to r / assigning, and by how much the objective is below ½ Σ C r², times 2."""
     levels = grid.nearest_levels(problem.r * (1 / assigning))
     weighted = problem.without_pinned(problem.curvature * levels)
-    return ratio(*joint_sum(weighted * problem.r, weighted * levels, problem.axes))
+    numerator, denominator = joint_sum(weighted * problem.r, weighted * levels, problem.axes)
+    fitted = ratio(numerator, denominator)
+    return fitted, numerator * fitted
 
 
 def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
