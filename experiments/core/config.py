@@ -66,8 +66,8 @@ class TrainConfig:
     """Grid of laq and the methods built on it; by default binary, or linear where --bits is above 1."""
     bits: int | None = None
     """Bits per weight: 2 to 8 for linear, 2 to 5 for logarithmic, 1 to 4 for dorefa, 2 to 4 for lsq."""
-    solver: Literal["exact", "histogram", "alternating"] | None = None
-    """How the projection onto the grid is solved; by default by histogram. Binary weights need none."""
+    solver: Literal["exact", "candidates", "alternating"] | None = None
+    """How the projection onto the grid is solved; by default by candidates. Binary weights need none."""
     scales: Literal[2] | None = None
     """2 gives positive and negative ternary weights a scale each."""
     a: float = 0.6

@@ -31,7 +31,7 @@ STEPS = {
     "lax.cond": (TWO_STAGE, None),
 }
 OTHER_ROWS = {
-    "histogram": dataclasses.replace(TWO_STAGE, grid="linear3"),
+    "candidates": dataclasses.replace(TWO_STAGE, grid="linear3"),
     "exact": dataclasses.replace(TWO_STAGE, grid="ternary", solver="exact"),
     "alternating": dataclasses.replace(TWO_STAGE, grid="logarithmic3", solver="alternating"),
     "two scales": dataclasses.replace(TWO_STAGE, grid="ternary", scales=2),

@@ -19,7 +19,7 @@ POSITIVE_LEVELS = {
 }
 GRIDS = list(POSITIVE_LEVELS)
 SEARCHED_GRIDS = GRIDS[1:]  # those that need a solver
-SOLVERS = ["exact", "histogram", "alternating"]
+SOLVERS = ["exact", "candidates", "alternating"]
 SOLVED_GRIDS = [("binary", None), *((grid, solver) for grid in SEARCHED_GRIDS for solver in SOLVERS)]
 
 

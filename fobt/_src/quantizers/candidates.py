@@ -31,14 +31,13 @@ from fobt._src.quantizers.solvers import Problem, Scales, best_fit, fit_and_gain
 _LINEAR_RANGES, _FINE_RANGE, _LOGARITHMIC_RANGE = {2: (0.5, 10.0), 3: (0.7, 3.0)}, (0.75, 1.8), (0.5, 4.0)
 _CANDIDATES = 7
 _ZOOMS_OF_GROUPS, _ZOOMS_OF_TENSORS = 1, 2
-# From so many bits on the tail of the weights decides.
-_FINE_BITS, _STEPS_WITH_ALL, _STEPS_WITH_ALL_OF_FINE = 5, 1, 3
+_NEWTON_STEPS_OF_TENSORS = 8
 # Groups with so many places where a level changes are solved exactly: each of them is a candidate.
 _FEW_CHANGES = 64
 # A step of the secant changes α by this factor at most.
 _FARTHEST = 1.25
-# So many weights of a larger tensor choose among the candidates.
-_SAMPLE = 2**15
+# A larger tensor has about so many runs, each of at least so many weights, of which two choose among the candidates.
+_RUNS, _LEAST_RUN = 2**14, 4
 # Their rows are a multiple of so many, which makes sums over them fast.
 _ROWS = 16
 
@@ -46,25 +45,21 @@ _ROWS = 16
 def candidates(problem: Problem, grid: Grid) -> Scales:
     """The α that assigns and the one that fits, for every group; not for the binary grid."""
     sample = _sample(problem)
-    sample = dataclasses.replace(sample, curvature=sample.without_pinned(sample.curvature), is_finite=True)
+    if not problem.r.size:
+        return fitted_to(problem, grid, jnp.ones(()))
     if math.prod(sample.r.shape[axis] for axis in sample.axes) * grid.max_code <= _FEW_CHANGES:
         return fitted_to(problem, grid, _best_change(sample, grid))
-    total, modelled = _least_modelled_error(sample, grid)
-    assigning = _best_ratio(sample, grid, modelled)
-    if sample.r.size < problem.r.size:
-        # The sample may have none of the few weights that are clipped. The optimum moves with the minimum of (S).
-        nearer, total = modelled, total * (problem.r.size / sample.r.size)
-        for _ in range(_STEPS_WITH_ALL if grid.bits < _FINE_BITS else _STEPS_WITH_ALL_OF_FINE):
-            nearer = _newton_step(problem, grid, total, nearer)
-        assigning *= nearer / modelled
-        if grid.bits < _FINE_BITS:
-            return _by_secant(problem, grid, assigning)
-    return fitted_to(problem, grid, assigning)
+    assigning = _best_ratio(sample, grid)
+    if sample.r.size == problem.r.size:
+        return fitted_to(problem, grid, assigning)
+    return _by_secant(problem, grid, assigning.reshape((1,) * problem.r.ndim))
 
 
-def _best_ratio(problem: Problem, grid: Grid, modelled: jax.Array) -> jax.Array:
+def _best_ratio(problem: Problem, grid: Grid) -> jax.Array:
     """The best of the candidates around the minimum of (S)."""
-    zooms = _ZOOMS_OF_GROUPS if len(problem.axes) < problem.r.ndim else _ZOOMS_OF_TENSORS
+    is_tensor = len(problem.axes) == problem.r.ndim
+    zooms = _ZOOMS_OF_TENSORS if is_tensor else _ZOOMS_OF_GROUPS
+    modelled = _least_modelled_error(problem, grid, _NEWTON_STEPS_OF_TENSORS if is_tensor else grid.bits - 1)
     least, most = _LOGARITHMIC_RANGE if grid.spacing == "logarithmic" else _LINEAR_RANGES.get(grid.bits, _FINE_RANGE)
     ratios, distance = [np.geomspace(least, most, _CANDIDATES)], math.log(most / least) / (_CANDIDATES - 1)
     for _ in range(zooms):  # As many between the two neighbours of the best one, which is in their middle.
@@ -114,60 +109,73 @@ def _by_secant(problem: Problem, grid: Grid, alpha: jax.Array) -> Scales:
 
 def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
     """Σ C r β and Σ C β² of the levels β nearest to r / α, for candidates α along a leading axis."""
-    axis, run = run_axis(problem.r, problem.axes)
-    inverse = jnp.expand_dims(jnp.moveaxis(grid.steps_per_level / alphas, 0, axis), axis)
+    r, c, inverse = problem.r, problem.curvature, grid.steps_per_level / alphas
+    axis, run = run_axis(r, problem.axes)
 
-    def with_runs(x: jax.Array) -> jax.Array:
-        """Candidates are the axis before that of the runs, so that each run is read from the nearest cache."""
-        return x.reshape(*x.shape[:axis], x.shape[axis] // run, 1, run, *x.shape[axis + 1 :])
+    def terms(r: jax.Array, c: jax.Array, inverse: jax.Array) -> Scales:
+        levels = grid.nearest_steps(r * inverse)
+        weighted = c * levels
+        return weighted * r, weighted * levels
 
-    r, c = with_runs(problem.r), with_runs(problem.curvature)
-    levels = grid.nearest_steps(r * inverse)
-    weighted = c * levels
-    x, y = joint_reduce(weighted * r, weighted * levels, (axis + 2,), 0, jax.lax.add)
-    x, y = joint_sum(x, y, tuple(other + (other > axis) for other in problem.axes))
-    x, y = (jnp.moveaxis(s, axis + 1, 0) for s in (x, y))
+    if run == 1:
+        x, y = joint_sum(*terms(r[None], c[None], inverse), tuple(axis + 1 for axis in problem.axes))
+    else:  # Candidates are the axis before that of the runs, so that each run is read from the nearest cache.
+        shape = (*r.shape[:axis], r.shape[axis] // run, 1, run, *r.shape[axis + 1 :])
+        inverse = jnp.expand_dims(jnp.moveaxis(inverse, 0, axis), axis)
+        x, y = joint_reduce(*terms(r.reshape(shape), c.reshape(shape), inverse), (axis + 2,), 0, jax.lax.add)
+        x, y = joint_sum(x, y, tuple(other + (other > axis) for other in problem.axes))
+        x, y = (jnp.moveaxis(sums, axis + 1, 0) for sums in (x, y))
     return x / grid.steps_per_level, y / grid.steps_per_level**2
 
 
-def _least_modelled_error(problem: Problem, grid: Grid) -> Scales:
-    """Σ C and the minimum of (S)."""
-    moment, total = joint_sum(problem.curvature * problem.r, problem.curvature, problem.axes)
-    mean = ratio(moment, total)
-    start = mean * (grid.bits / 2)
-
-    def newton(_: jax.Array, alpha: jax.Array) -> jax.Array:
-        return jnp.maximum(_newton_step(problem, grid, total, alpha), mean)
-
-    return total, jax.lax.fori_loop(0, grid.bits - 1, newton, start)
-
-
-def _newton_step(problem: Problem, grid: Grid, total: jax.Array, alpha: jax.Array) -> jax.Array:
-    """A step towards the minimum of (S), given Σ C; from the left it does not go beyond."""
+def _least_modelled_error(problem: Problem, grid: Grid, steps: int) -> jax.Array:
+    """The minimum of (S)."""
     if grid.spacing == "linear":
         kappa = 1 / (12 * grid.max_code**2)
     else:  # What lies below the first midpoint and becomes 0 is the part of the error that grows with α.
         kappa = float(grid.midpoints[0]) ** 2
-    above = problem.without_pinned(jnp.where(problem.r > alpha, problem.curvature, 0))
-    moment, clipped = joint_sum(above * problem.r, above, problem.axes)
-    stiffness = kappa * total + clipped
-    return jnp.where(moment == 0, alpha, moment / jnp.where(moment == 0, 1, stiffness))
+    r, c, axes = problem.r, problem.curvature, problem.axes
+    moment, total = joint_sum(c * r, c, axes)
+    mean = ratio(moment, total)
+
+    def newton(_: jax.Array, alpha: jax.Array) -> jax.Array:
+        above = jnp.where(r > alpha, c, 0)
+        moment, clipped = joint_sum(above * r, above, axes)
+        return jnp.maximum(moment / jnp.where(total > 0, kappa * total + clipped, 1), mean)
+
+    return jax.lax.fori_loop(0, steps, newton, mean * (grid.bits / 2))
 
 
 def _sample(problem: Problem) -> Problem:
-    """Of one large group every so many rows, otherwise the problem."""
-    r, c = problem.r, problem.curvature
-    if len(problem.axes) < r.ndim or r.size <= _SAMPLE or jax.typeof(r).sharding.mesh.explicit_axes:
-        return problem
+    """Of one large group two weights of every run, otherwise the problem.
+
+    The weight with the largest C r², which the outliers are among, counts for itself, and one other for all others.
+    """
+    r, c = problem.r, problem.without_pinned(problem.curvature)
+    if len(problem.axes) < r.ndim or r.size < _LEAST_RUN * _RUNS or jax.typeof(r).sharding.mesh.explicit_axes:
+        return dataclasses.replace(problem, curvature=c, is_finite=True)
     axis = int(np.argmax(r.shape))
-    stride = min(r.size // _SAMPLE, r.shape[axis])
-    rows = r.shape[axis] // stride
+    length = min(r.size // _RUNS, r.shape[axis]) // _LEAST_RUN * _LEAST_RUN
+    if not length:
+        return dataclasses.replace(problem, curvature=c, is_finite=True)
+    rows = r.shape[axis] // length
     rows -= rows % _ROWS if rows > _ROWS else 0
 
-    def every(x: jax.Array) -> jax.Array:
-        """A reshape and a slice, which leave rows on their devices, where a slice with a stride would not."""
-        x = jax.lax.slice_in_dim(x, 0, rows * stride, axis=axis)
-        x = x.reshape(*x.shape[:axis], rows, stride, *x.shape[axis + 1 :])
-        return jax.lax.index_in_dim(x, stride - 1, axis + 1, keepdims=False)
+    def in_runs(x: jax.Array) -> jax.Array:
+        x = jax.lax.slice_in_dim(x, 0, rows * length, axis=axis)
+        return x.reshape(*x.shape[:axis], rows, length // _LEAST_RUN, _LEAST_RUN, *x.shape[axis + 1 :])
 
-    return dataclasses.replace(problem, r=every(r), curvature=every(c))
+    r, c = in_runs(r), in_runs(c)
+    zero = jnp.zeros((), r.dtype)
+
+    def larger(p: tuple[jax.Array, ...], q: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        return tuple(jnp.where(p[0] < q[0], y, x) for x, y in zip(p, q, strict=True))
+
+    largest = c * r * r, r, c
+    for reduced in (axis + 2, axis + 1):  # in short runs at first, over which the loop is vectorised
+        largest = jax.lax.reduce(largest, (zero - 1, zero, zero), larger, (reduced,))
+    energy, of_r, of_c = largest
+    other_r, other_c = (x[(slice(None),) * (axis + 1) + (-1, -1)] for x in (r, c))
+    other_c = jnp.where(other_c * other_r * other_r < energy, other_c * (length - 1), 0)
+    # A new axis: to lengthen one would move what lies on several devices.
+    return Problem(jnp.stack([of_r, other_r]), jnp.stack([of_c, other_c]), problem.members, tuple(range(r.ndim - 1)), True)

@@ -11,7 +11,7 @@ EACH = [
     ("binary", None),
     *((grid, solver) for grid in ("ternary", "linear(3)", "logarithmic(3)") for solver in SOLVERS),
 ]
-ONE_OF_EACH = [("binary", None), ("linear(3)", "exact"), ("ternary", "histogram"), ("logarithmic(3)", "alternating")]
+ONE_OF_EACH = [("binary", None), ("linear(3)", "exact"), ("ternary", "candidates"), ("logarithmic(3)", "alternating")]
 each = pytest.mark.parametrize(("grid", "solver"), EACH)
 one_of_each = pytest.mark.parametrize(("grid", "solver"), ONE_OF_EACH)
 ORDINARY = np.float32([3, -2, 1, 0.1])

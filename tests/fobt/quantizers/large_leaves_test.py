@@ -15,7 +15,7 @@ from fobt._src.quantizers.clipping import lp_clipping_value
 SHAPES = [(50_000, 50_000), (2**32 + 2**11, 2), (2, 2**32 + 2**11)]
 QUANTIZERS = {
     "binary": fobt.binary(),
-    "histogram": fobt.ternary(),
+    "candidates": fobt.ternary(),
     "exact": fobt.linear(3, solver="exact"),
     "alternating": fobt.ternary(solver="alternating"),
     "two scales": fobt.ternary(scale_per_sign=True),
@@ -25,7 +25,7 @@ QUANTIZERS = {
     "per_block, last axis": fobt.linear(4, granularity=fobt.per_block(128, axis=-1)),
     "per_block, long": fobt.binary(granularity=fobt.per_block(2**32)),
 }
-BITS = {"histogram": 1.6, "alternating": 1.6, "two scales": 1.6}
+BITS = {"candidates": 1.6, "alternating": 1.6, "two scales": 1.6}
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def test_quantized_and_packed(name, shape):
     assert (leaf.nbytes, leaf.size) == (expected, count)
 
 
-@pytest.mark.parametrize("name", ["histogram", "eight bits", "per_channel", "per_block"])
+@pytest.mark.parametrize("name", ["candidates", "eight bits", "per_channel", "per_block"])
 def test_products(name):
     packed = jax.eval_shape(lambda w: fobt.packed.pack(QUANTIZERS[name](w)), abstract(SHAPES[0]))
     assert jax.eval_shape(fobt.packed.packed_matmul, abstract((3, 50_000)), packed).shape == (3, 50_000)
@@ -99,7 +99,7 @@ def dampened(params, grads, quantizer):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", ["histogram", "exact", "per_block"])
+@pytest.mark.parametrize("name", ["candidates", "exact", "per_block"])
 @pytest.mark.parametrize("step", [tracked, frozen, optimistic, dampened])
 def test_steps(step, name, shape):
     params = {"kernel": abstract(shape), "bias": abstract((3,))}

@@ -15,7 +15,7 @@ each = pytest.mark.parametrize(
 )
 one_of_each = pytest.mark.parametrize(
     ("grid", "solver"),
-    [("binary", None), ("linear(3)", "exact"), ("ternary", "histogram"), ("logarithmic(3)", "alternating")],
+    [("binary", None), ("linear(3)", "exact"), ("ternary", "candidates"), ("logarithmic(3)", "alternating")],
 )
 
 
@@ -44,7 +44,7 @@ def test_the_rest_of_a_group_is_as_without_them(x64, grid, solver):
             expected, beta = reference.project_alternating(*rest, allowed_levels(grid))
         else:
             expected, beta = reference.brute_force(*rest, allowed_levels(grid))
-        if solver == "histogram":  # near-exact
+        if solver == "candidates":  # near-exact
             best = reference.objective(*rest, expected * beta)
             assert reference.objective(*rest, projected[~p]) <= 1.02 * best + 1e-4 * np.sum(rest[1] * rest[0] ** 2)
         else:

@@ -12,7 +12,7 @@ import fobt
 N = 12  # one length, so that each quantizer is compiled once
 # The near-exact solvers have the same symmetries as the exact one.
 SOLVED = [("binary", None), *((grid, "exact") for grid in SEARCHED_GRIDS), ("linear(4)", "alternating")]
-SOLVED += [(grid, "histogram") for grid in ("ternary", "logarithmic(3)")]
+SOLVED += [(grid, "candidates") for grid in ("ternary", "logarithmic(3)")]
 each_grid = pytest.mark.parametrize("grid", GRIDS)
 each = pytest.mark.parametrize(("grid", "solver"), SOLVED)
 
@@ -103,7 +103,7 @@ def test_a_factor_of_the_curvature_does_not_matter(grid, solver, weights, curvat
     assert same_scale == scale
 
 
-@pytest.mark.parametrize(("grid", "solver"), [("linear(3)", "exact"), ("ternary", "histogram")])
+@pytest.mark.parametrize(("grid", "solver"), [("linear(3)", "exact"), ("ternary", "candidates")])
 @hypothesis.given(weights=weights_of_any_sign, curvature=curvatures, factors=vectors(powers_of_two))
 def test_a_factor_of_the_curvature_of_each_group_does_not_matter(grid, solver, weights, curvature, factors):
     weights, curvature, factors = weights.reshape(3, 4), curvature.reshape(3, 4), factors[:3, None]

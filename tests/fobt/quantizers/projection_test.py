@@ -167,7 +167,7 @@ def test_two_scales(x64, solver):
     for i, (w, c) in enumerate(zip(weights, curvature, strict=True)):
         plus, minus, beta = reference.project_two_scales(w, c, project)
         expected = np.where(beta > 0, plus, minus) * beta
-        if solver == "histogram":
+        if solver == "candidates":
             best, found = reference.objective(w, c, expected), reference.objective(w, c, w_hat[i])
             slack = np.sum(c * w**2)
             assert best - ROUNDING * slack <= found <= 1.0001 * best + 1e-6 * slack
@@ -211,7 +211,7 @@ def test_ternary_without_curvature(solver):
     np.testing.assert_allclose(quantized.scale, 7, rtol=1e-6)
 
 
-@pytest.mark.parametrize("solver", ["exact", "histogram"])
+@pytest.mark.parametrize("solver", ["exact", "candidates"])
 def test_curvature_decides_what_is_kept(solver):
     # With C = 9 for the weight 3 the gains are 64, 98, (8 + 6 + 27)²/11 = 152.8, 147: three are kept.
     quantized = jitted("ternary", solver)(np.float32([3, -8, 1, 6]), np.float32([9, 1, 1, 1]))
@@ -219,7 +219,7 @@ def test_curvature_decides_what_is_kept(solver):
     np.testing.assert_allclose(quantized.scale, 41 / 11, rtol=1e-6)
 
 
-@pytest.mark.parametrize("solver", ["exact", "histogram"])
+@pytest.mark.parametrize("solver", ["exact", "candidates"])
 @pytest.mark.parametrize("grid", ["linear(3)", "linear(4)", "logarithmic(4)"])
 def test_of_equal_assignments_the_one_with_the_smallest_scale_is_taken(grid, solver):
     """Weights of one magnitude r are α β without error for every level β; the smallest α is r, with β = 1.

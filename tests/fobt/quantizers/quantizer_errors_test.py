@@ -30,7 +30,7 @@ def test_bits_may_be_any_integer_type():
 @pytest.mark.parametrize("solver", ["sort", "Exact", None, 3])
 def test_unknown_solver(make, solver):
     with pytest.raises(
-        ValueError, match=rf"solver must be .*exact.*histogram.*alternating.*got {re.escape(repr(solver))}"
+        ValueError, match=rf"solver must be .*exact.*candidates.*alternating.*got {re.escape(repr(solver))}"
     ):
         make(solver=solver)
 

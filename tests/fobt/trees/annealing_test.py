@@ -18,7 +18,7 @@ QUANTIZERS = {
 }
 ALL = {
     **QUANTIZERS,
-    "histogram": fobt.ternary(),
+    "candidates": fobt.ternary(),
     "first alternations": fobt.linear(4, solver="alternating"),
     "scale per sign": fobt.ternary(scale_per_sign=True),
     "per channel": fobt.linear(2, granularity=fobt.per_channel()),

@@ -1,16 +1,10 @@
-"""The histogram solver against the optimum found by sorting in float64."""
+"""The candidates solver against the optimum found by sorting in float64."""
 
-import re
-
-import jax
-import jax.export
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from grid_cases import SEARCHED_GRIDS, allowed_levels, jitted, objective, weighted_sum
 
 import fobt
-from fobt._src.quantizers.weighted_histogram import by_comparing, by_scatter, by_scatter_to_copies, copy_of_each
 
 DISTRIBUTIONS = ["gaussian", "heavy-tailed", "sparse", "bimodal", "constant magnitude", "log-uniform"]
 UP_TO_FIVE_BITS = [grid for grid in SEARCHED_GRIDS if grid != "linear(8)"]
@@ -47,7 +41,7 @@ def best_objective(weights, curvature, grid):
 
 def excess_over_bound(grid, weights, curvature):
     best = best_objective(weights, curvature, grid)
-    found = objective(weights, curvature, jitted(grid, "histogram")(weights, curvature))
+    found = objective(weights, curvature, jitted(grid, "candidates")(weights, curvature))
     return found - best - (1e-4 * best + 1e-6 * weighted_sum(curvature, np.float64(weights) ** 2))
 
 
@@ -69,7 +63,7 @@ def test_alternations_refine_the_best_candidate():
     for draw in draws:
         for curvature in (np.ones(MANY, np.float32), log_uniform(20, MANY, decades=4)):
             weights = np.float32(draw(size=MANY))
-            found = objective(weights, curvature, jitted("ternary", "histogram")(weights, curvature))
+            found = objective(weights, curvature, jitted("ternary", "candidates")(weights, curvature))
             excesses.append(found / best_objective(weights, curvature, "ternary") - 1)
     assert np.mean(excesses) <= 5e-7
 
@@ -88,7 +82,7 @@ def test_an_outlier_that_hardly_counts(grid, size, outlier):
     # The scale and the thresholds are far below the outlier, near the end of the histogram or beyond.
     weights, curvature = np.float32(np.random.default_rng(12).normal(size=size)), np.ones(size, np.float32)
     weights[0], curvature[0] = outlier, 1e-4 / outlier**2
-    found = objective(weights, curvature, jitted(grid, "histogram")(weights, curvature))
+    found = objective(weights, curvature, jitted(grid, "candidates")(weights, curvature))
     assert found <= 1.05 * best_objective(weights, curvature, grid)
 
 
@@ -101,54 +95,9 @@ def test_near_exact_for_eight_bits():
 @pytest.mark.parametrize("grid", ["ternary", "linear(4)", "linear(8)", "logarithmic(4)"])
 def test_small_groups_are_within_a_few_percent(grid, granularity):
     weights, curvature = np.float32(np.random.default_rng(10).normal(size=(256, 32))), log_uniform(11, (256, 32))
-    found = objective(weights, curvature, jitted(grid, "histogram", granularity)(weights, curvature))
+    found = objective(weights, curvature, jitted(grid, "candidates", granularity)(weights, curvature))
     # Groups as rows: blocks of 32 rows, column by column, or whole columns.
     size = 32 if granularity == fobt.per_block(32) else 256
     groups = zip(weights.T.reshape(-1, size), curvature.T.reshape(-1, size), strict=True)
     slack = 0.03 if grid == "linear(8)" else 0.01
     assert found <= (1 + slack) * sum(best_objective(w, c, grid) for w, c in groups)
-
-
-@pytest.mark.parametrize("sums", [by_scatter, by_scatter_to_copies, by_comparing])
-@pytest.mark.parametrize("shape", [(8192,), (64, 128), (2, 1025, 4)])
-def test_the_sums_of_every_platform_are_the_same(sums, shape):
-    rng = np.random.default_rng(13)
-    index, x = rng.integers(0, 101, shape), np.float32(rng.normal(size=shape))
-    expected = np.zeros(100)
-    np.add.at(expected, index[index < 100], np.float64(x[index < 100]))
-    x[index == 100] = np.inf  # in no bin
-    np.testing.assert_allclose(jax.jit(sums, static_argnums=2)(jnp.asarray(index), x, 100), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(2**17,), (96, 1024), (33, 7, 500), (4, 3, 2, 5000)])
-@pytest.mark.parametrize("copies", [2, 32, 128])
-def test_neighbours_add_to_one_copy_and_the_next_ones_to_the_next(shape, copies):
-    expected = np.arange(np.prod(shape)).reshape(shape) // 1024 % copies
-    assert len(np.unique(expected)) == min(copies, -(-np.prod(shape) // 1024))
-    np.testing.assert_array_equal(copy_of_each(shape, copies), expected)
-
-
-@pytest.mark.parametrize(("sums", "copies"), [(by_scatter, 2), (by_scatter_to_copies, 128)])
-def test_large_sums_lose_little(sums, copies):
-    """To 2²⁴ float32 cannot add 1: in one of the copies all ones are lost, in the others none."""
-    n = 2**19
-    x = jnp.ones(n).at[0].set(2**24)
-    assert jax.jit(sums, static_argnums=2)(jnp.zeros(n, jnp.int32), x, 1)[0] == 2**24 + n - n // copies
-
-
-def test_on_gpus_additions_go_to_copies_of_the_histogram():
-    weights = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
-    for platform, copies in (("cuda", 32), ("rocm", 32), ("cpu", 4)):
-        exported = jax.export.export(jax.jit(fobt.ternary()), platforms=[platform])(weights, weights)
-        # After the region that adds there is the type of the result.
-        scattered = re.search(r"stablehlo\.scatter.*?\}\).*? -> (tensor<\w+>)", exported.mlir_module(), re.DOTALL)
-        assert scattered[1] == f"tensor<{copies * 2048}xf32>"
-
-
-@pytest.mark.parametrize("granularity", [fobt.per_tensor(), fobt.per_channel()])
-def test_for_tpus_no_weight_is_scattered(granularity):
-    quantizer = fobt.linear(4, granularity=granularity)
-    weights = jax.ShapeDtypeStruct((256, 64), jnp.float32)
-    for platform, has_scatter in (("tpu", False), ("cpu", True), ("cuda", True)):
-        exported = jax.export.export(jax.jit(quantizer), platforms=[platform])(weights, weights)
-        assert ("stablehlo.scatter" in exported.mlir_module()) == has_scatter
