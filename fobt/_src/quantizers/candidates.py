@@ -28,10 +28,13 @@ from fobt._src.quantizers.solvers import Problem, Scales, best_fit, fit_and_gain
 
 # Candidates, in units of the minimum of (S), are compared first far apart and then near to the best one. The fewer levels
 # there are, the wider the model of (S) errs.
-_LINEAR_RANGES, _FINE_RANGE, _LOGARITHMIC_RANGE = {2: (0.5, 10.0), 3: (0.7, 3.0)}, (0.75, 1.8), (0.5, 4.0)
-_CANDIDATES = 7
-_ZOOMS_OF_GROUPS, _ZOOMS_OF_TENSORS = 1, 2
-_NEWTON_STEPS_OF_TENSORS = 8
+_RANGES = {("linear", 2): (0.5, 10), ("linear", 3): (0.7, 3), ("linear", 4): (0.75, 1.8), ("logarithmic", 3): (0.5, 4)}
+_RANGES["logarithmic", 2] = _RANGES["linear", 2]
+_FINE_RANGES = {"linear": (0.75, 1.8), "logarithmic": (0.1, 8)}
+_BEYOND = 1.25
+# How many candidates, how often again, and after how many steps of Newton. Of groups, where the passes cost most, a few
+# do unless levels are many.
+_OF_GROUPS, _OF_TENSORS = (7, 1), (15, 2, 8)
 # Groups with so many places where a level changes are solved exactly: each of them is a candidate.
 _FEW_CHANGES = 64
 # A step of the secant changes α by this factor at most.
@@ -57,20 +60,25 @@ def candidates(problem: Problem, grid: Grid) -> Scales:
 
 def _best_ratio(problem: Problem, grid: Grid) -> jax.Array:
     """The best of the candidates around the minimum of (S)."""
-    is_tensor = len(problem.axes) == problem.r.ndim
-    zooms = _ZOOMS_OF_TENSORS if is_tensor else _ZOOMS_OF_GROUPS
-    modelled = _least_modelled_error(problem, grid, _NEWTON_STEPS_OF_TENSORS if is_tensor else grid.bits - 1)
-    least, most = _LOGARITHMIC_RANGE if grid.spacing == "logarithmic" else _LINEAR_RANGES.get(grid.bits, _FINE_RANGE)
-    ratios, distance = [np.geomspace(least, most, _CANDIDATES)], math.log(most / least) / (_CANDIDATES - 1)
-    for _ in range(zooms):  # As many between the two neighbours of the best one, which is in their middle.
-        ratios.append(np.exp(distance * np.linspace(-1, 1, _CANDIDATES + 2)[1:-1]))
-        distance *= 2 / (_CANDIDATES + 1)
+    r, c, axes = problem.r, problem.curvature, problem.axes
+    is_rough = (grid.spacing, grid.bits) in _RANGES
+    least, most = _RANGES.get((grid.spacing, grid.bits), _FINE_RANGES[grid.spacing])
+    count, zooms, steps = (*_OF_GROUPS, grid.bits - 1) if is_rough and len(axes) < r.ndim else _OF_TENSORS
+    modelled = _least_modelled_error(problem, grid, steps)
+    # Where few weights have most of Σ C r², far beyond that minimum, the best α may be their size.
+    of_energy = ratio(*joint_sum(c * r**3, c * r**2, axes))
+    span = jnp.log(jnp.maximum(most * modelled, _BEYOND * of_energy) / (least * modelled))
+    # As many again between the two neighbours of the best one, which is in their middle.
+    places = [np.linspace(0, 1, count)]
+    for zoom in range(zooms):
+        distance = (2 / (count + 1)) ** zoom / (count - 1)
+        places.append(distance * np.linspace(-1, 1, count + 2)[1:-1])
 
-    def best_near(alpha: jax.Array, ratios: jax.Array) -> tuple[jax.Array, None]:
-        alphas = alpha[None] * ratios.reshape(-1, *[1] * alpha.ndim)
+    def best_near(alpha: jax.Array, places: jax.Array) -> tuple[jax.Array, None]:
+        alphas = alpha[None] * jnp.exp(span[None] * places.reshape(-1, *[1] * r.ndim))
         return best_fit(*_sums_of_fits(problem, grid, alphas), 0), None
 
-    return jax.lax.scan(best_near, modelled, jnp.asarray(ratios, problem.r.dtype))[0]
+    return jax.lax.scan(best_near, least * modelled, jnp.asarray(places, r.dtype))[0]
 
 
 def _best_change(problem: Problem, grid: Grid) -> jax.Array:
