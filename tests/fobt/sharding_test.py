@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from collectives import largest_collective
+from grid_cases import objective
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -61,8 +62,11 @@ def check_projection(name, shape, sharding):
     sharded = jax.device_put(arrays, sharding)
     compiled = jax.jit(QUANTIZERS[name]).lower(*sharded).compile()
     got = run(compiled, *sharded)
-    np.testing.assert_array_equal(got.codes, expected.codes)
-    np.testing.assert_allclose(got.scale, expected.scale, rtol=1e-5)
+    if "ternary" in name or "linear" in name:  # Rounding may decide among scales that are about equally good.
+        np.testing.assert_allclose(objective(*arrays, got), objective(*arrays, expected), rtol=1e-3)
+    else:
+        np.testing.assert_array_equal(got.codes, expected.codes)
+        np.testing.assert_allclose(got.scale, expected.scale, rtol=1e-5)
     assert got.codes.sharding.is_equivalent_to(sharding, len(shape))
     return compiled
 
@@ -118,10 +122,10 @@ def test_largest_collective_finds_a_gathered_tensor(mesh):
 
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("name", PER_TENSOR)
-def test_a_projection_per_tensor_moves_scalars_and_histograms_only(mesh, spec, name):
-    """Of 131072 weights, a histogram of 2048 bins, and sums over rows before they are joined."""
+def test_a_projection_per_tensor_moves_scalars_and_sums_only(mesh, spec, name):
+    """Of 131072 weights, for 15 candidates sums over rows before they are joined."""
     compiled = check_projection(name, LARGE_SHAPE, NamedSharding(mesh, SPECS[spec]))
-    assert largest_collective(compiled) <= 2048
+    assert largest_collective(compiled) <= 15 * LARGE_SHAPE[1]
 
 
 @pytest.mark.parametrize(

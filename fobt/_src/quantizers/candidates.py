@@ -47,10 +47,12 @@ _ROWS = 16
 
 def candidates(problem: Problem, grid: Grid) -> Scales:
     """The α that assigns and the one that fits, for every group; not for the binary grid."""
-    sample = _sample(problem)
     if not problem.r.size:
         return fitted_to(problem, grid, jnp.ones(()))
-    if math.prod(sample.r.shape[axis] for axis in sample.axes) * grid.max_code <= _FEW_CHANGES:
+    sample = _sample(problem)
+    changes = math.prod(sample.r.shape[axis] for axis in sample.axes) * grid.max_code
+    # Loops do not go along an axis that an explicit mesh spreads over devices.
+    if changes <= _FEW_CHANGES and not jax.typeof(sample.r).sharding.mesh.explicit_axes:
         return fitted_to(problem, grid, _best_change(sample, grid))
     assigning = _best_ratio(sample, grid)
     if sample.r.size == problem.r.size:
@@ -75,10 +77,15 @@ def _best_ratio(problem: Problem, grid: Grid) -> jax.Array:
         places.append(distance * np.linspace(-1, 1, count + 2)[1:-1])
 
     def best_near(alpha: jax.Array, places: jax.Array) -> tuple[jax.Array, None]:
-        alphas = alpha[None] * jnp.exp(span[None] * places.reshape(-1, *[1] * r.ndim))
+        alphas = _rounded(alpha[None] * jnp.exp(span[None] * places.reshape(-1, *[1] * r.ndim)))
         return best_fit(*_sums_of_fits(problem, grid, alphas), 0), None
 
     return jax.lax.scan(best_near, least * modelled, jnp.asarray(places, r.dtype))[0]
+
+
+def _rounded(alpha: jax.Array) -> jax.Array:
+    """α to 12 bits, so that it does not depend on the order in which sums were added, which sharding changes."""
+    return jax.lax.reduce_precision(alpha, jnp.finfo(alpha.dtype).nexp, 12)
 
 
 def _best_change(problem: Problem, grid: Grid) -> jax.Array:
@@ -101,8 +108,9 @@ def _by_secant(problem: Problem, grid: Grid, alpha: jax.Array) -> Scales:
     """
 
     def limited(to: jax.Array, alpha: jax.Array) -> jax.Array:
-        return jnp.clip(to, alpha / _FARTHEST, alpha * _FARTHEST)
+        return _rounded(jnp.clip(to, alpha / _FARTHEST, alpha * _FARTHEST))
 
+    alpha = _rounded(alpha)
     first, gain = fit_and_gain(problem, grid, alpha)
     second = limited(alpha + 2 * (first - alpha), alpha)
     fitted, second_gain = fit_and_gain(problem, grid, second)
@@ -160,7 +168,7 @@ def _sample(problem: Problem) -> Problem:
     The weight with the largest C r², which the outliers are among, counts for itself, and one other for all others.
     """
     r, c = problem.r, problem.without_pinned(problem.curvature)
-    if len(problem.axes) < r.ndim or r.size < _LEAST_RUN * _RUNS or jax.typeof(r).sharding.mesh.explicit_axes:
+    if len(problem.axes) < r.ndim or r.size < _LEAST_RUN * _RUNS:
         return dataclasses.replace(problem, curvature=c, is_finite=True)
     axis = int(np.argmax(r.shape))
     length = min(r.size // _RUNS, r.shape[axis]) // _LEAST_RUN * _LEAST_RUN
