@@ -27,9 +27,7 @@ def fits_loops(x: jax.Array) -> bool:
     return jax.device_count() == 1 and x.size < 2**31 and not jax.typeof(x).sharding.mesh.explicit_axes
 
 
-def project_in_chunks(
-    project: Callable[..., Arrays], *arrays: jax.Array, axes: tuple[int, ...]
-) -> Arrays:
+def project_in_chunks(project: Callable[..., Arrays], *arrays: jax.Array, axes: tuple[int, ...]) -> Arrays:
     """project(*arrays, axes=axes), chunk by chunk, where groups extend over some axes, but not all.
 
     Args:

@@ -24,13 +24,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from fobt._src.quantizers.grid import Grid
-from fobt._src.quantizers.solvers import Problem, Scales, best_fit, fit_and_gain, fitted_to, joint_reduce, joint_sum, ratio, run_axis
+from fobt._src.quantizers.solvers import (
+    Problem,
+    Scales,
+    best_fit,
+    fit_and_gain,
+    fitted_to,
+    joint_reduce,
+    joint_sum,
+    ratio,
+    run_axis,
+)
 
 # Candidates, in units of the minimum of (S), are compared first far apart and then near to the best one. The fewer levels
 # there are, the wider the model of (S) errs.
 _RANGES = {("linear", 2): (0.5, 10), ("linear", 3): (0.7, 3), ("linear", 4): (0.75, 1.8), ("logarithmic", 3): (0.5, 4)}
 _RANGES["logarithmic", 2] = _RANGES["linear", 2]
-_FINE_RANGES = {"linear": (0.75, 1.8), "logarithmic": (0.1, 8)}
+_FINE_RANGES = {"linear": (0.75, 1.8), "logarithmic": (0.35, 4)}
 _BEYOND = 1.25
 # How many candidates, how often again, and after how many steps of Newton. Of groups, where the passes cost most, a few
 # do unless levels are many.
@@ -118,7 +128,9 @@ def _by_secant(problem: Problem, grid: Grid, alpha: jax.Array) -> Scales:
     # Between rounded numbers the slope may be anything; alternation itself has -1 at most.
     third = limited(second - (fitted - second) / jnp.clip(slope, -1, -0.05), second)
     last, last_gain = fit_and_gain(problem, grid, third)
-    assigning, fits, gains = (jnp.stack(x) for x in ((alpha, second, third), (first, fitted, last), (gain, second_gain, last_gain)))
+    assigning, fits, gains = (
+        jnp.stack(x) for x in ((alpha, second, third), (first, fitted, last), (gain, second_gain, last_gain))
+    )
     best = jnp.argmax(gains, 0)[None]
     return tuple(jnp.take_along_axis(x, best, 0)[0] for x in (assigning, fits))
 
@@ -194,4 +206,6 @@ def _sample(problem: Problem) -> Problem:
     other_r, other_c = (x[(slice(None),) * (axis + 1) + (-1, -1)] for x in (r, c))
     other_c = jnp.where(other_c * other_r * other_r < energy, other_c * (length - 1), 0)
     # A new axis: to lengthen one would move what lies on several devices.
-    return Problem(jnp.stack([of_r, other_r]), jnp.stack([of_c, other_c]), problem.members, tuple(range(r.ndim - 1)), True)
+    return Problem(
+        jnp.stack([of_r, other_r]), jnp.stack([of_c, other_c]), problem.members, tuple(range(r.ndim - 1)), True
+    )
