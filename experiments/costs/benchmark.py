@@ -24,18 +24,27 @@ from experiments.reporting.tables import Columns, markdown
 Part: TypeAlias = Literal["projections", "scaling", "steps", "memory", "packing"]
 Network: TypeAlias = Literal["mlp", "lenet5", "resnet18", "transformer"]
 SIDE = 2048
-SIZES = tuple(round(10**exponent) for exponent in (4, 4.5, 5, 5.5, 6, 6.5, 7, 7.5, 8))
+SIZES = tuple(round(10**exponent) for exponent in (4, 4.5, 5, 5.5, 6, 6.5, 7))
 COLUMNS: Columns = {
     "what": ("what", str),
     "ratio": ("ratio", "{:.2f}".format),
     "target": ("target", "≤ {:g}".format),
     "unit": ("in units of", str),
 }
+PROJECTION_COLUMNS: Columns = {"what": COLUMNS["what"], "ratio": ("minima", "{:.2f}".format)} | {
+    "median": ("medians", "{:.2f}".format),
+    "allocating": ("in units of the allocating update", "{:.2f}".format),
+    "excess": ("excess of the objective", "{:.0e}".format),
+    "target": COLUMNS["target"],
+    "unit": COLUMNS["unit"],
+}
 STEP_COLUMNS: Columns = {"what": COLUMNS["what"], "ratio": ("time", "{:.2f}".format)} | {
     "target": COLUMNS["target"],
     "traffic": ("bytes read and written", "{:.2f}".format),
     "unit": COLUMNS["unit"],
 }
+
+TABLES = {"projections": PROJECTION_COLUMNS, "steps": STEP_COLUMNS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
                 plot_scaling(records, config.output / "scaling.png")
         else:
             measured["rows"] = measure(part, config)
-        table = markdown(STEP_COLUMNS if part == "steps" else COLUMNS, measured["rows"])
+        table = markdown(TABLES.get(part, COLUMNS), measured["rows"])
         Console().print(table, highlight=False, soft_wrap=True)
         if config.output is not None:
             write_results(config.output, part, table, measured)
@@ -83,7 +92,7 @@ def summary(folder: Path) -> str:
     tables = []
     if (path := folder / "projections.json").is_file():
         rows = [row for row in read_json(path)["rows"] if row["target"] is not None]
-        tables.append(markdown(COLUMNS, rows))
+        tables.append(markdown(PROJECTION_COLUMNS, rows))
     if (path := folder / "steps.json").is_file():
         tables.append(side_by_side(read_json(path)["rows"]))
     return "\n".join(tables)

@@ -1,6 +1,7 @@
 """What projections cost: against an Adam update of the same tensor, and with the size of the tensor."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,68 +12,118 @@ import optax
 from matplotlib.figure import Figure
 
 import fobt
-from experiments.costs.timing import Program, median_seconds, ratios
+from experiments.costs.excess import excess
+from experiments.costs.timing import Program, round_seconds
 
-ADAM_UPDATE = "Adam update of the tensor"
-SCALED = {"binary": fobt.binary(), "ternary": fobt.ternary(), "linear(4)": fobt.linear(4)}
+ADAM_UPDATE = "donated Adam update"
+ALLOCATING = "Adam update that allocates its results"
+GRIDS: dict[str, Callable[..., fobt.Quantizer]] = {
+    "binary": fobt.binary,
+    **{f"linear({bits})": partial(fobt.linear, bits) for bits in (2, 3, 4, 8)},
+    "logarithmic(3)": partial(fobt.logarithmic, 3),
+}
+GRANULARITIES = {
+    "per tensor": fobt.per_tensor(),
+    "per channel": fobt.per_channel(),
+    "blocks of 128": fobt.per_block(128),
+}
+TARGETS = {"per tensor": 2.0, "per channel": 3.0, "blocks of 128": 3.0}
+SCALED = ("linear(2)", "linear(4)")
+LEAST_ROUNDS = 15
 
 
 def projection_ratios(side: int, rounds: int) -> list[dict[str, Any]]:
     """Times of quantizers, from weights and curvature to dequantized weights, in Adam updates of the same tensor.
 
-    The unit is `optax.adam(...).update` under jit. Neither side is given buffers to write its results to, so both pay
-    for new memory; the row of the update in place shows how much that is.
+    The unit is `optax.adam(...).update` and `apply_updates` under jit, with params and state donated, as a training
+    step has them; a projection writes to donated memory too. `ratio` is of the minima over rounds, `median` of the
+    medians.
     """
-    keys = jax.random.split(jax.random.key(0), 4)
-    weights, grads, noise = (jax.random.normal(key, (side, side)) for key in keys[:3])
-    curvature = jnp.exp(2 * jax.random.normal(keys[3], (side, side)))
+    weights, curvature, grads = tensors(side)
+    quantizers = {
+        f"{grid}, {name}": make(granularity=granularity)
+        for name, granularity in GRANULARITIES.items()
+        for grid, make in GRIDS.items()
+    }
+    programs = adam_programs(weights, grads) | {
+        name: projected(quantizer, weights, curvature) for name, quantizer in quantizers.items()
+    }
+    seconds = round_seconds(programs, max(rounds, LEAST_ROUNDS))
+    excesses = {name: excess(quantizer, weights, curvature) for name, quantizer in quantizers.items()}
+    targets = {name: TARGETS[name.rpartition("), ")[2].rpartition("binary, ")[2]] for name in quantizers}
+    return rows_with_excess(f"{side}×{side} projection: ", seconds, excesses, targets)
+
+
+def rows_with_excess(
+    title: str,
+    seconds: Mapping[str, Sequence[float]],
+    excesses: Mapping[str, float],
+    targets: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    """Rows of the table: times in units of the donated Adam update, each projection with its excess.
+
+    Raises:
+        ValueError: The excess of a projection was not measured.
+    """
+    units = (ADAM_UPDATE, ALLOCATING)
+    missing = [name for name in seconds if name not in units and name not in excesses]
+    if missing:
+        raise ValueError(f"excesses must have one for each projection that is timed, {missing} have none.")
+    return [
+        {
+            "what": title + name,
+            "milliseconds": 1e3 * min(times),
+            "ratio": min(times) / min(seconds[ADAM_UPDATE]),
+            "median": float(np.median(times) / np.median(seconds[ADAM_UPDATE])),
+            "allocating": min(times) / min(seconds[ALLOCATING]),
+            "excess": excesses.get(name),
+            "unit": ADAM_UPDATE,
+            "target": targets.get(name),
+        }
+        for name, times in seconds.items()
+        if name != ADAM_UPDATE
+    ]
+
+
+def tensors(side: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Weights, curvature with a log-normal spread, and gradients."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    weights, grads = (jax.random.normal(key, (side, side)) for key in keys[:2])
+    return weights, jnp.exp(2 * jax.random.normal(keys[2], (side, side))), grads
+
+
+def adam_programs(weights: jax.Array, grads: jax.Array) -> dict[str, Program]:
+    """The update in donated memory, and the one that allocates."""
     adam = optax.adam(1e-3)
 
-    def adam_in_place(params: jax.Array, state: Any, grads: jax.Array) -> tuple[jax.Array, Any]:
+    def in_place(params: jax.Array, state: Any, grads: jax.Array) -> tuple[jax.Array, Any]:
         updates, state = adam.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    def projected(quantizer: fobt.Quantizer) -> Program:
-        return Program(lambda w, c: quantizer(w, c).dequantize(), weights, curvature)
-
-    def warm_started(quantizer: fobt.Quantizer) -> Program:
-        codes = quantizer(weights - 1e-3 * noise, curvature).codes
-        return Program(lambda w, c, codes: quantizer(w, c, codes=codes).dequantize(), weights, curvature, codes)
-
-    channel, block = fobt.per_channel(), fobt.per_block(128)
-    programs = {
-        ADAM_UPDATE: Program(adam.update, grads, adam.init(weights)),
-        "Adam update and apply_updates, in place": Program(adam_in_place, weights, adam.init(weights), grads, carry=2),
-        "binary": projected(fobt.binary()),
-        "ternary, histogram": projected(fobt.ternary()),
-        **{f"linear({bits}), histogram": projected(fobt.linear(bits)) for bits in (2, 3, 4, 8)},
-        "logarithmic(3), histogram": projected(fobt.logarithmic(3)),
-        **{
-            f"linear({bits}), alternating, warm start": warm_started(fobt.linear(bits, solver="alternating"))
-            for bits in (2, 3, 4)
-        },
-        "binary, per channel": projected(fobt.binary(granularity=channel)),
-        "linear(4), histogram, per channel": projected(fobt.linear(4, granularity=channel)),
-        "linear(4), histogram, blocks of 128": projected(fobt.linear(4, granularity=block)),
+    return {
+        ADAM_UPDATE: Program(in_place, weights, adam.init(weights), grads, carry=2),
+        ALLOCATING: Program(adam.update, grads, adam.init(weights)),
     }
-    targets = {name: 1.0 for name in programs if name == "binary" or name.endswith(("histogram", "warm start"))}
-    return ratios(f"{side}×{side} projection: ", median_seconds(programs, rounds), ADAM_UPDATE, targets)
+
+
+def projected(quantizer: fobt.Quantizer, weights: jax.Array, curvature: jax.Array) -> Program:
+    """A projection whose result takes the memory of the one before."""
+    return Program(lambda out, w, c: (quantizer(w, c).dequantize(),), weights, weights, curvature, carry=1)
 
 
 def scaling(sizes: Sequence[int], rounds: int) -> list[dict[str, Any]]:
-    """Times of an Adam update and of projections of square tensors, from small to large."""
+    """Times of a donated Adam update and of projections of square tensors, from small to large."""
     records = []
     for size in sizes:
         side = round(size**0.5)
-        keys = jax.random.split(jax.random.key(0), 3)
-        weights, grads = (jax.random.normal(key, (side, side)) for key in keys[:2])
-        curvature = jnp.exp(2 * jax.random.normal(keys[2], (side, side)))
-        adam = optax.adam(1e-3)
-        programs = {"Adam update": Program(adam.update, grads, adam.init(weights))}
-        for name, quantizer in SCALED.items():
-            programs[name] = Program(lambda w, c, q=quantizer: q(w, c).dequantize(), weights, curvature)
-        seconds = median_seconds(programs, rounds)
-        records += [{"weights": side**2, "program": name, "seconds": value} for name, value in seconds.items()]
+        weights, curvature, grads = tensors(side)
+        programs = {"Adam update": adam_programs(weights, grads)[ADAM_UPDATE]}
+        for name, granularity in GRANULARITIES.items():
+            for grid in SCALED:
+                quantizer = GRIDS[grid](granularity=granularity)
+                programs[f"{grid}, {name}"] = projected(quantizer, weights, curvature)
+        seconds = round_seconds(programs, rounds)
+        records += [{"weights": side**2, "program": name, "seconds": min(times)} for name, times in seconds.items()]
     return records
 
 
@@ -89,13 +140,17 @@ def exponents(records: Sequence[dict[str, Any]], smallest: int) -> list[dict[str
 
 
 def plot_scaling(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Nanoseconds per weight against size, a line for each program."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for name in dict.fromkeys(record["program"] for record in records):
-        points = [(r["weights"], 1e9 * r["seconds"] / r["weights"]) for r in records if r["program"] == name]
-        axes.plot(*zip(*points, strict=True), "o-", label=name, color="black" if name == "Adam update" else None)
-    axes.set(xscale="log", yscale="log", xlabel="weights of the tensor", ylabel="nanoseconds per weight")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    """Times in Adam updates against size, a panel for each granularity."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    unit = {r["weights"]: r["seconds"] for r in records if r["program"] == "Adam update"}
+    for panel, granularity in zip(figure.subplots(1, len(GRANULARITIES), sharey=True), GRANULARITIES, strict=True):
+        for grid in SCALED:
+            name = f"{grid}, {granularity}"
+            points = [(r["weights"], r["seconds"] / unit[r["weights"]]) for r in records if r["program"] == name]
+            panel.plot(*zip(*points, strict=True), "o-", label=grid)
+        panel.set(title=granularity, xscale="log", xlabel="weights of the tensor")
+        panel.axhline(1, color="black", linewidth=0.8)
+        panel.grid(alpha=0.3)
+        panel.legend(frameon=False)
+    figure.axes[0].set(ylabel="donated Adam updates", ylim=0)
     figure.savefig(path, dpi=110)

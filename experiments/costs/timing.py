@@ -23,7 +23,8 @@ class Program:
         # Donated buffers are lost, and arguments may be shared with other programs.
         self._carried = jax.tree.map(jax.numpy.copy, arguments[:carry])
         self._constant = arguments[carry:]
-        self._function = jax.jit(function, donate_argnums=tuple(range(carry))).lower(*arguments).compile()
+        donated = tuple(range(carry))
+        self._function = jax.jit(function, donate_argnums=donated, keep_unused=True).lower(*arguments).compile()
         self._calls = 1
         self.seconds()  # The first call takes longer.
         self._calls = max(1, round(_LEAST_SECONDS / self.seconds()))
@@ -73,13 +74,18 @@ class PlainProgram:
 
 def median_seconds(programs: Mapping[str, Program | PlainProgram], rounds: int) -> dict[str, float]:
     """The median time of each program over rounds in which all run once, after one that does not count."""
+    return {name: float(np.median(values)) for name, values in round_seconds(programs, rounds).items()}
+
+
+def round_seconds(programs: Mapping[str, Program | PlainProgram], rounds: int) -> dict[str, list[float]]:
+    """The times of each program in rounds in which all run once, after one that does not count."""
     times: dict[str, list[float]] = {name: [] for name in programs}
     for round_ in range(rounds + 1):
         for name, program in programs.items():
             elapsed = program.seconds()
             if round_ > 0:
                 times[name].append(elapsed)
-    return {name: float(np.median(values)) for name, values in times.items()}
+    return times
 
 
 def ratios(

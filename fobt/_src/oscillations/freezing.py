@@ -74,8 +74,8 @@ def freeze_oscillations(
     which the gradients are taken; under one `jax.jit` the projection is computed once.
 
     The update of a frozen weight takes its latent to the level of its code, so that the next projection returns that
-    code. That takes one more projection a step. It holds for the binary grid and for exact minimisers, with
-    the "candidates" solver to its accuracy; the "alternating" solver finds local minima, in which codes may change for a
+    code. That takes one more projection a step. It holds for the binary grid and for exact minimisers, with the
+    "candidates" solver to its accuracy; the "alternating" solver finds local minima, in which codes may change for a
     step. The trial weights of `forward_backtrack` are not frozen.
 
     The published schedule freezes nothing in the first quarter of training; then the threshold falls from 0.1 to 0.01

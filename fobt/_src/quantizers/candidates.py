@@ -36,8 +36,8 @@ from fobt._src.quantizers.solvers import (
     run_axis,
 )
 
-# Candidates, in units of the minimum of (S), are compared first far apart and then near to the best one. The fewer levels
-# there are, the wider the model of (S) errs.
+# Candidates, in units of the minimum of (S), are compared first far apart and then near to the best one. The fewer
+# levels there are, the wider the model of (S) errs.
 _RANGES = {("linear", 2): (0.5, 10), ("linear", 3): (0.7, 3), ("linear", 4): (0.75, 1.8), ("logarithmic", 3): (0.5, 4)}
 _RANGES["logarithmic", 2] = _RANGES["linear", 2]
 _FINE_RANGES = {"linear": (0.75, 1.8), "logarithmic": (0.35, 4)}
@@ -132,7 +132,7 @@ def _by_secant(problem: Problem, grid: Grid, alpha: jax.Array) -> Scales:
         jnp.stack(x) for x in ((alpha, second, third), (first, fitted, last), (gain, second_gain, last_gain))
     )
     best = jnp.argmax(gains, 0)[None]
-    return tuple(jnp.take_along_axis(x, best, 0)[0] for x in (assigning, fits))
+    return jnp.take_along_axis(assigning, best, 0)[0], jnp.take_along_axis(fits, best, 0)[0]
 
 
 def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
@@ -158,10 +158,8 @@ def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
 
 def _least_modelled_error(problem: Problem, grid: Grid, steps: int) -> jax.Array:
     """The minimum of (S)."""
-    if grid.spacing == "linear":
-        kappa = 1 / (12 * grid.max_code**2)
-    else:  # What lies below the first midpoint and becomes 0 is the part of the error that grows with α.
-        kappa = float(grid.midpoints[0]) ** 2
+    # Of a logarithmic grid the part of the error that grows with α is what lies below the first midpoint and becomes 0.
+    kappa = 1 / (12 * grid.max_code**2) if grid.spacing == "linear" else float(grid.midpoints[0]) ** 2
     r, c, axes = problem.r, problem.curvature, problem.axes
     moment, total = joint_sum(c * r, c, axes)
     mean = ratio(moment, total)
