@@ -78,7 +78,8 @@ def _best_ratio(problem: Problem, grid: Grid) -> jax.Array:
     count, zooms, steps = (*_OF_GROUPS, grid.bits - 1) if is_rough and len(axes) < r.ndim else _OF_TENSORS
     modelled = _least_modelled_error(problem, grid, steps)
     # Where few weights have most of Σ C r², far beyond that minimum, the best α may be their size.
-    of_energy = ratio(*joint_sum(c * r**3, c * r**2, axes))
+    energy = c * r * r
+    of_energy = ratio(*joint_sum(energy * jnp.sqrt(r), energy, axes)) ** 2
     span = jnp.log(jnp.maximum(most * modelled, _BEYOND * of_energy) / (least * modelled))
     # As many again between the two neighbours of the best one, which is in their middle.
     places = [np.linspace(0, 1, count)]
