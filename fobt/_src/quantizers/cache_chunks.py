@@ -70,10 +70,10 @@ def in_chunks(function: Callable[..., Arrays], arrays: Sequence[jax.Array], axes
     counts = {axis: -(-shape[axis] // length) for axis, length in lengths.items()}
 
     def starts(i: jax.Array | int) -> dict[int, jax.Array]:
-        """Where the chunk begins; the last one along an axis overlaps the one before it."""
+        """Where the chunk begins; slices move the last one along an axis back so that it fits."""
         places = {}
         for axis, count in counts.items():
-            places[axis] = jnp.minimum(i % count * lengths[axis], shape[axis] - lengths[axis])
+            places[axis] = i % count * lengths[axis]
             i = i // count
         return places
 
