@@ -157,9 +157,9 @@ def test_steps_are_those_of_one_device(layout, method):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_no_whole_tensor_travels_in_the_projection(layout):
-    """Per tensor: at most histograms of 2048 bins, of kernels of 32768 weights or more; nothing where all have all."""
+    """Per tensor: sums over rows of up to 15 candidates, of 32768 weights or more; nothing where all have all."""
     params = jax.device_put(make_params((256, 512, 256, 128)), LAYOUTS[layout].shardings())
     state = optax.adam(LEARNING_RATE).init(params)
     project = jax.jit(lambda params, state: fobt.quantized_params(params, state, fobt.ternary()))
     largest = largest_collective(project.lower(params, state).compile())
-    assert largest == 0 if layout == "data parallel" else 0 < largest <= 2048
+    assert largest == 0 if layout == "data parallel" else 0 < largest <= 15 * 256

@@ -33,6 +33,7 @@ from fobt._src.quantizers.solvers import (
     joint_reduce,
     joint_sum,
     ratio,
+    reduce_rest,
     run_axis,
 )
 
@@ -152,7 +153,7 @@ def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
         shape = (*r.shape[:axis], r.shape[axis] // run, 1, run, *r.shape[axis + 1 :])
         inverse = jnp.expand_dims(jnp.moveaxis(inverse, 0, axis), axis)
         x, y = joint_reduce(*terms(r.reshape(shape), c.reshape(shape), inverse), (axis + 2,), 0, jax.lax.add)
-        x, y = joint_sum(x, y, tuple(other + (other > axis) for other in problem.axes))
+        x, y = reduce_rest(x, y, tuple(other + (other > axis) for other in problem.axes), 0, jax.lax.add)
         x, y = (jnp.moveaxis(sums, axis + 1, 0) for sums in (x, y))
     return x / grid.steps_per_level, y / grid.steps_per_level**2
 
@@ -181,7 +182,9 @@ def _sample(problem: Problem) -> Problem:
     r, c = problem.r, problem.without_pinned(problem.curvature)
     if len(problem.axes) < r.ndim or r.size < _LEAST_RUN * _RUNS:
         return dataclasses.replace(problem, curvature=c, is_finite=True)
-    axis = int(np.argmax(r.shape))
+    # Rows are taken whole, where there are enough.
+    has_rows = r.ndim > 1 and max(r.shape[:-1]) * _RUNS >= r.size
+    axis = int(np.argmax(r.shape[:-1] if has_rows else r.shape))
     length = min(r.size // _RUNS, r.shape[axis]) // _LEAST_RUN * _LEAST_RUN
     if not length:
         return dataclasses.replace(problem, curvature=c, is_finite=True)

@@ -232,7 +232,14 @@ def _reduced(
     if run > 1:
         runs = (*x.shape[:axis], x.shape[axis] // run, run, *x.shape[axis + 1 :])
         x, y = joint_reduce(x.reshape(runs), y.reshape(runs), (axis + 1,), initial, operation)
-    if x.ndim - 1 in axes:  # not vectorised; separate reductions are
+    return reduce_rest(x, y, axes, initial, operation)
+
+
+def reduce_rest(
+    x: jax.Array, y: jax.Array, axes: tuple[int, ...], initial: float, operation: Callable[[Any, Any], Any]
+) -> tuple[jax.Array, jax.Array]:
+    """What is left of two arrays after their runs, reduced over the axes, `keepdims`."""
+    if x.ndim - 1 in axes:  # A joint reduction is not vectorised there; separate ones are.
         reduce = jnp.sum if operation is jax.lax.add else jnp.max
         return reduce(x, axes, keepdims=True, initial=initial), reduce(y, axes, keepdims=True, initial=initial)
     x, y = joint_reduce(x, y, axes, initial, operation)
