@@ -17,7 +17,7 @@ from experiments.core.config import require
 from experiments.core.records import read_json, write_results
 from experiments.costs.memory import accumulation_ratios, memory_ratios, state_ratios
 from experiments.costs.packing import packing_ratios, product_ratios
-from experiments.costs.projections import exponents, plot_scaling, projection_ratios, scaling
+from experiments.costs.projections import exponents, projection_ratios, scaling
 from experiments.costs.steps import TIMED, branch_ratios, instrument_ratios, step_ratios
 from experiments.reporting.tables import Columns, markdown
 
@@ -58,8 +58,8 @@ class BenchmarkConfig:
     networks: tuple[Network, ...] = get_args(Network)
     """Whose steps are measured."""
     output: Path | None = None
-    """Folder for the results: for each part a JSON file and a table, PART.json and PART.md; the plot scaling.png; and
-    summary.md, projections that have a target, and steps side by side. Files of other parts stay."""
+    """Folder for the results: for each part a JSON file and a table, PART.json and PART.md; and summary.md, projections
+    that have a target, and steps side by side. Files of other parts stay."""
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1, "rounds", "at least 1", self.rounds)
@@ -75,8 +75,6 @@ def main(arguments: Sequence[str]) -> None:
         if part == "scaling":
             records = scaling(SIZES, min(config.rounds, 7))
             measured |= {"records": records, "rows": exponents(records, 10**6)}
-            if config.output is not None:
-                plot_scaling(records, config.output / "scaling.png")
         else:
             measured["rows"] = measure(part, config)
         table = markdown(TABLES.get(part, COLUMNS), measured["rows"])

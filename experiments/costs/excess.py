@@ -23,20 +23,22 @@ def excess(quantizer: fobt.Quantizer, weights: Any, curvature: Any, groups: int 
     quantized = jax.jit(lambda w, c: quantizer(w, c).dequantize())(weights, curvature)
     w, c, q = (_groups(quantizer, np.asarray(x, np.float64), groups) for x in (weights, curvature, quantized))
     found = np.sum(c * (w - q) ** 2)
-    return float(found / sum(optimum(*group, quantizer.grid.positive_levels) for group in zip(w, c, strict=True)) - 1)
+    return float(found / sum(optimum(*group, quantizer.grid) for group in zip(w, c, strict=True)) - 1)
 
 
-def optimum(weights: np.ndarray, curvature: np.ndarray, levels: np.ndarray) -> float:
-    """The least Σ C (w - α β)² over α > 0 and levels β that are these, their opposites, or 0 unless there is only ±1.
+def optimum(weights: np.ndarray, curvature: np.ndarray, grid: Any) -> float:
+    """The least Σ C (w - α β)² over α > 0 and levels β of a grid.
 
     Example:
-        >>> optimum(np.array([4.0, 2.0, -0.5]), np.ones(3), np.array([0.5, 1.0]))
-        0.25
+        >>> optimum(np.array([4.0, 2.0, -0.5]), np.ones(3), fobt.ternary().grid)
+        2.25
     """
+    levels, midpoints = grid.positive_levels, grid.midpoints
+    if grid.spacing == "binary":
+        return float(np.sum(curvature * (np.abs(weights) - np.average(np.abs(weights), weights=curvature)) ** 2))
     order = np.argsort(np.abs(weights))
     r, c = np.abs(weights)[order], curvature[order]
     above_1, above_2 = (np.concatenate([np.cumsum(x[::-1])[::-1], [0.0]]) for x in (c * r, c))
-    midpoints = (np.concatenate([[0.0], levels[:-1]]) + levels) / 2
     change_1, change_2 = np.diff(levels, prepend=0.0), np.diff(levels**2, prepend=0.0)
 
     def sums(alphas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

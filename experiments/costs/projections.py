@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 
 import fobt
 from experiments.costs.excess import excess
@@ -137,20 +135,3 @@ def exponents(records: Sequence[dict[str, Any]], smallest: int) -> list[dict[str
         what = f"{name}: exponent of the time from {smallest:.0e} to {max(points)[0]:.0e} weights"
         rows.append({"what": what, "ratio": slope, "target": None, "unit": "1 is linear"})
     return rows
-
-
-def plot_scaling(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Times in Adam updates against size, a panel for each granularity."""
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    unit = {r["weights"]: r["seconds"] for r in records if r["program"] == "Adam update"}
-    for panel, granularity in zip(figure.subplots(1, len(GRANULARITIES), sharey=True), GRANULARITIES, strict=True):
-        for grid in SCALED:
-            name = f"{grid}, {granularity}"
-            points = [(r["weights"], r["seconds"] / unit[r["weights"]]) for r in records if r["program"] == name]
-            panel.plot(*zip(*points, strict=True), "o-", label=grid)
-        panel.set(title=granularity, xscale="log", xlabel="weights of the tensor")
-        panel.axhline(1, color="black", linewidth=0.8)
-        panel.grid(alpha=0.3)
-        panel.legend(frameon=False)
-    figure.axes[0].set(ylabel="donated Adam updates", ylim=0)
-    figure.savefig(path, dpi=110)

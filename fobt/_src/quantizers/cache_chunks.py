@@ -69,7 +69,7 @@ def in_chunks(function: Callable[..., Arrays], arrays: Sequence[jax.Array], axes
         return function(*arrays)
     counts = {axis: -(-shape[axis] // length) for axis, length in lengths.items()}
 
-    def starts(i: jax.Array | int) -> dict[int, jax.Array]:
+    def starts(i: jax.Array | int) -> dict[int, jax.Array | int]:
         """Where the chunk begins; slices move the last one along an axis back so that it fits."""
         places = {}
         for axis, count in counts.items():
@@ -90,7 +90,7 @@ def in_chunks(function: Callable[..., Arrays], arrays: Sequence[jax.Array], axes
         places = starts(i)
 
         def insert(whole: jax.Array, part: jax.Array) -> jax.Array:
-            start = [places.get(axis - whole.ndim, jnp.zeros_like(i)) for axis in range(whole.ndim)]
+            start = [places.get(axis - whole.ndim, 0) for axis in range(whole.ndim)]
             return jax.lax.dynamic_update_slice(whole, part, start)
 
         return tuple(map(insert, done, results(i)))
