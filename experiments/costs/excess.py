@@ -7,21 +7,23 @@ import numpy as np
 
 import fobt
 
-# More breakpoints than these are not all compared, but candidates as close together as this, each then refined.
-_BREAKPOINTS, _CANDIDATES, _REFINED, _ALTERNATIONS = 2**18, 4096, 64, 50
+# Where there are more breakpoints than these, each looked up for every level, so many candidates are compared instead,
+# and the neighbours of the best ones refined.
+_LOOKED_UP, _CANDIDATES, _REFINED, _ALTERNATIONS = 2**20, 4096, 32, 30
+_GROUPS = 400
 
 
-def excess(quantizer: fobt.Quantizer, weights: Any, curvature: Any, groups: int = 200) -> float:
-    """The objective of a projection over the optimum, minus 1, summed over groups.
+def excess(quantizer: fobt.Quantizer, weights: Any, curvature: Any) -> float:
+    """The objective of a projection over the optimum, minus 1, summed over groups, or over some of many.
 
     Args:
         quantizer: One scale per tensor, per channel of the last axis, or per block of the first axis.
         weights: A matrix.
         curvature: Of its shape.
-        groups: At most so many groups, spread evenly, are compared.
     """
+    count = max(4, _GROUPS // quantizer.grid.max_code)
     quantized = jax.jit(lambda w, c: quantizer(w, c).dequantize())(weights, curvature)
-    w, c, q = (_groups(quantizer, np.asarray(x, np.float64), groups) for x in (weights, curvature, quantized))
+    w, c, q = (_groups(quantizer, np.asarray(x, np.float64), count) for x in (weights, curvature, quantized))
     found = np.sum(c * (w - q) ** 2)
     return float(found / sum(optimum(*group, quantizer.grid) for group in zip(w, c, strict=True)) - 1)
 
@@ -50,7 +52,7 @@ def optimum(weights: np.ndarray, curvature: np.ndarray, grid: Any) -> float:
         fitted = np.divide(x, y, out=np.zeros_like(x), where=y > 0)
         return x * fitted, fitted
 
-    if r.size * levels.size <= _BREAKPOINTS:
+    if r.size * levels.size**2 <= _LOOKED_UP:
         alphas = (r[:, None] / midpoints).ravel()
         alphas = alphas[alphas > 0] * (1 - 1e-12)
     else:
