@@ -45,7 +45,7 @@ def test_every_figure_is_shown():
     scripts = {path.stem for path in (DOCS / "figures").glob("*.py")} - {"drawing"}
     shown = {
         name
-        for page in (DOCS / "index.md", *DOCS.glob("concepts/*.md"), *DOCS.glob("results/*.md"))
+        for page in (*DOCS.glob("*.md"), *DOCS.glob("concepts/*.md"), *DOCS.glob("results/*.md"))
         for name in re.findall(r"\{figure\} (?:\.\./)?figures/(\w+)\.svg", page.read_text(encoding="utf-8"))
     }
     assert set(FIGURES) == scripts == shown

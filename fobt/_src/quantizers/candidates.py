@@ -35,6 +35,7 @@ from fobt._src.quantizers.solvers import (
     ratio,
     reduce_rest,
     run_axis,
+    split_runs,
 )
 
 # Candidates, in units of the minimum of (S), are compared first far apart and then near to the best one. The fewer
@@ -147,14 +148,19 @@ def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
         weighted = c * levels
         return weighted * r, weighted * levels
 
+    axes = tuple(other + 1 for other in problem.axes)
     if run == 1:
-        x, y = joint_sum(*terms(r[None], c[None], inverse), tuple(axis + 1 for axis in problem.axes))
+        x, y = reduce_rest(*terms(r[None], c[None], inverse), axes, 0, jax.lax.add)
     else:  # Candidates are the axis before that of the runs, so that each run is read from the nearest cache.
-        shape = (*r.shape[:axis], r.shape[axis] // run, 1, run, *r.shape[axis + 1 :])
-        inverse = jnp.expand_dims(jnp.moveaxis(inverse, 0, axis), axis)
-        x, y = joint_reduce(*terms(r.reshape(shape), c.reshape(shape), inverse), (axis + 2,), 0, jax.lax.add)
+        (r, rest_r), (c, rest_c) = (split_runs(array, axis, run) for array in (r, c))
+        by_runs = jnp.expand_dims(jnp.moveaxis(inverse, 0, axis), axis)
+        x, y = terms(jnp.expand_dims(r, axis + 1), jnp.expand_dims(c, axis + 1), by_runs)
+        x, y = joint_reduce(x, y, (axis + 2,), 0, jax.lax.add)
         x, y = reduce_rest(x, y, tuple(other + (other > axis) for other in problem.axes), 0, jax.lax.add)
         x, y = (jnp.moveaxis(sums, axis + 1, 0) for sums in (x, y))
+        if rest_r.shape[axis]:
+            rest_x, rest_y = reduce_rest(*terms(rest_r[None], rest_c[None], inverse), axes, 0, jax.lax.add)
+            x, y = x + rest_x, y + rest_y
     return x / grid.steps_per_level, y / grid.steps_per_level**2
 
 

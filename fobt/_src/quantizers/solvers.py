@@ -33,7 +33,7 @@ _TIE = 32
 
 # Lengths of the runs that are reduced first. Rows that are a multiple of a page apart compete for the same few lines of
 # the nearest cache.
-_SHORTEST_RUN, _LONGEST_RUN, _PAGE = 4, 16, 4096
+_SHORTEST_RUN, _FEW, _LONGEST_RUN, _PAGE = 4, 8, 16, 4096
 
 _MAX_ROUNDS = 10
 _TOLERANCE = 1e-6
@@ -214,14 +214,19 @@ def joint_reduce(
 def run_axis(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, int]:
     """One of the axes, and the length of its runs over which a joint reduction is fast; 1 where there is none.
 
-    Where the axis has another one behind it, the loop is vectorised over that.
+    Where the axis has another one behind it, the loop is vectorised over that. On one device, where no long run divides
+    the axis, a few rows are left.
     """
     axis = max((axis for axis in axes if axis < x.ndim - 1), default=None, key=lambda axis: (x.shape[axis], axis))
     # Explicit mesh axes cannot always be split.
     if axis is None or jax.typeof(x).sharding.mesh.explicit_axes:
         return 0, 1
     row = math.prod(x.shape[axis + 1 :]) * x.dtype.itemsize
-    return axis, _run_length(x.shape[axis], _LONGEST_RUN if row % _PAGE else _SHORTEST_RUN)
+    longest = _LONGEST_RUN if row % _PAGE else _SHORTEST_RUN
+    run = _run_length(x.shape[axis], longest)
+    if run < min(longest, _FEW) <= x.shape[axis] and jax.device_count() == 1:
+        return axis, longest if x.shape[axis] >= longest else _FEW
+    return axis, run
 
 
 def _reduced(
@@ -229,10 +234,23 @@ def _reduced(
 ) -> tuple[jax.Array, jax.Array]:
     """Two arrays reduced over the axes, `keepdims`, first over short runs of one of them."""
     axis, run = run_axis(x, axes)
-    if run > 1:
-        runs = (*x.shape[:axis], x.shape[axis] // run, run, *x.shape[axis + 1 :])
-        x, y = joint_reduce(x.reshape(runs), y.reshape(runs), (axis + 1,), initial, operation)
-    return reduce_rest(x, y, axes, initial, operation)
+    if run == 1:
+        return reduce_rest(x, y, axes, initial, operation)
+    (x, rest_x), (y, rest_y) = (split_runs(array, axis, run) for array in (x, y))
+    x, y = joint_reduce(x, y, (axis + 1,), initial, operation)
+    x, y = reduce_rest(x, y, axes, initial, operation)
+    if rest_x.shape[axis]:
+        rest_x, rest_y = reduce_rest(rest_x, rest_y, axes, initial, operation)
+        x, y = operation(x, rest_x), operation(y, rest_y)
+    return x, y
+
+
+def split_runs(x: jax.Array, axis: int, run: int) -> tuple[jax.Array, jax.Array]:
+    """The whole runs of an axis, which becomes two, and the rows that are left."""
+    size = x.shape[axis] // run * run
+    whole = jax.lax.slice_in_dim(x, 0, size, axis=axis)
+    whole = whole.reshape(*x.shape[:axis], size // run, run, *x.shape[axis + 1 :])
+    return whole, jax.lax.slice_in_dim(x, size, None, axis=axis)
 
 
 def reduce_rest(
