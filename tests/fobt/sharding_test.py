@@ -44,9 +44,9 @@ def mesh(request):
     return jax.make_mesh((4, 2), ("x", "y"), axis_types=(AXIS_TYPES[request.param],) * 2)
 
 
-def make_weights(shape=SHAPE):
+def make_weights(shape=SHAPE, seed=0):
     """Weights and curvature, of NumPy so that they belong to no device."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     return rng.normal(size=shape).astype(np.float32), np.exp(rng.normal(size=shape)).astype(np.float32)
 
 
@@ -62,7 +62,7 @@ def check_projection(name, shape, sharding):
     sharded = jax.device_put(arrays, sharding)
     compiled = jax.jit(QUANTIZERS[name]).lower(*sharded).compile()
     got = run(compiled, *sharded)
-    if "ternary" in name or "linear" in name:  # Rounding may decide among scales that are about equally good.
+    if shape == LARGE_SHAPE:  # Rounding may decide among scales of a sample that are about equally good.
         np.testing.assert_allclose(objective(*arrays, got), objective(*arrays, expected), rtol=1e-3)
     else:
         np.testing.assert_array_equal(got.codes, expected.codes)
@@ -177,7 +177,8 @@ def train(quantizer, params, batch):
 def test_whole_steps(mesh, name, spec):
     """Equal to one device to 1e-4: sums over 8 parts round differently, and Adam's first steps magnify that."""
     rng = np.random.default_rng(1)
-    params = {"kernel": make_weights()[0], "bias": np.zeros(SHAPE[1], np.float32)}
+    # With seed 0 a channel has two assignments whose gains differ by 6e-8, which float32 cannot tell apart.
+    params = {"kernel": make_weights(seed=3)[0], "bias": np.zeros(SHAPE[1], np.float32)}
     batch = rng.normal(size=(16, SHAPE[0])).astype(np.float32), rng.normal(size=(16, SHAPE[1])).astype(np.float32)
     expected = train(QUANTIZERS[name], jax.tree.map(jnp.asarray, params), batch)
 

@@ -22,6 +22,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from fobt._src.quantizers.grid import Grid
 from fobt._src.quantizers.solvers import (
@@ -63,8 +64,7 @@ def candidates(problem: Problem, grid: Grid) -> Scales:
         return fitted_to(problem, grid, jnp.ones(()))
     sample = _sample(problem)
     changes = math.prod(sample.r.shape[axis] for axis in sample.axes) * grid.max_code
-    # Loops do not go along an axis that an explicit mesh spreads over devices.
-    if changes <= _FEW_CHANGES and not jax.typeof(sample.r).sharding.mesh.explicit_axes:
+    if changes <= _FEW_CHANGES:
         return fitted_to(problem, grid, _best_change(sample, grid))
     assigning = _best_ratio(sample, grid)
     if sample.r.size == problem.r.size:
@@ -105,6 +105,11 @@ def _best_change(problem: Problem, grid: Grid) -> jax.Array:
     """The best of all α at which a level changes: exact."""
     r, axes = problem.r, problem.axes
     kept = [axis for axis in range(r.ndim) if axis not in axes]
+    sharding = jax.typeof(r).sharding
+    if sharding.mesh.explicit_axes:  # No loop goes along an axis that is spread over devices.
+        r = jax.sharding.reshard(
+            r, PartitionSpec(*(sharding.spec[axis] if axis in kept else None for axis in range(r.ndim)))
+        )
     of_groups = r.transpose(*axes, *kept).reshape(-1, *[1 if axis in axes else r.shape[axis] for axis in range(r.ndim)])
     midpoints = jnp.asarray(grid.midpoints, r.dtype).reshape(-1, *[1] * of_groups.ndim)
     alphas = (of_groups[None] / midpoints).reshape(-1, 1, *of_groups.shape[1:])
