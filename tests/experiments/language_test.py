@@ -8,12 +8,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
 
 import fobt
 from experiments.__main__ import main
+from experiments.core.checkpoints import Checkpoints
 from experiments.core.evaluation import Evaluator
 from experiments.core.losses import LOSSES
 from experiments.data import load_dataset
@@ -68,6 +70,20 @@ def test_rows_have_the_bits_of_their_files(job: Path, tiny_text):
     assert full["bytes"] > 2 * binary["bytes"]
     difference = binary["test_bits"]["mean"] - full["test_bits"]["mean"]
     assert binary["to_full_precision"]["mean"] == pytest.approx(difference)
+
+
+def test_stored_weights_are_the_loss_aware_projection(job: Path):
+    """α = Σ √v |w| / Σ √v of each layer, with latents w and second moments v of the last checkpoint."""
+    folder = command.folder_of(job, command.ROWS["LAQ, binary"], 0)
+    weights = training.read_weights(folder)
+    like = jax.tree.map(np.asarray, fobt.dequantize(weights))
+    state = optax.adam(lambda count: 0.1).init(like)
+    with Checkpoints(folder / "checkpoints", 60) as checkpoints:
+        _, (params, (adam, _), _) = checkpoints.restore((like, state, np.zeros(6, np.float32)))
+    for name in decoder.LINEAR_MAPS:
+        w, v = (np.asarray(tree["layers"][name]["kernel"], np.float64) for tree in (params, adam.nu))
+        expected = np.sum(np.sqrt(v) * np.abs(w), axis=(1, 2)) / np.sum(np.sqrt(v), axis=(1, 2))
+        np.testing.assert_allclose(weights["layers"][name]["kernel"].scale.ravel(), expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("label", "steps"), [("LAQ, binary", 6), ("forward-backtrack, binary, a = 0.6", 3)])
