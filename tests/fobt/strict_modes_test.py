@@ -204,6 +204,11 @@ def exported(convert, params, folder):
     return convert(lambda weights, x: x @ weights["kernel"], quantized, jnp.ones((2, 4), jnp.float32))
 
 
+def report(params, folder):
+    return str(fobt.export.operator_report(exported(FAST, params, folder)))
+
+
+FAST = functools.partial(fobt.export.to_onnx, form="fast")
 CONCRETE = {
     "lapq, LapqResult": post_training,
     "reestimate_batch_stats": statistics,
@@ -215,6 +220,7 @@ CONCRETE = {
     "plot_oscillations": figure,
     "to_onnx": functools.partial(exported, fobt.export.to_onnx),
     "to_litert": functools.partial(exported, fobt.export.to_litert),
+    "operator_report, OperatorReport, LeafOperator": report,
 }
 
 
