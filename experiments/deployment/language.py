@@ -144,12 +144,10 @@ def write_onnx(function: Any, quantized: Any, *inputs: Any) -> bytes:
 
 
 def load_onnx(path: Path) -> Run:
-    """The function of an ONNX file in onnxruntime on CPU, with activations in float32."""
+    """The function of an ONNX file in onnxruntime on CPU, in its default session."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
     return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))
 

@@ -37,10 +37,11 @@ class Quantizer:
       solver: how (P) is solved.
 
           - "candidates" compares some α around that of a model of the error by what they gain, first far apart and then
-            near to the best one. Time and memory are linear. Up to 4 bits the objective is the optimum to about 1e-5
-            for one scale per tensor and to about 1e-3 in the mean for groups; it is exact where weights × levels are at
-            most 64. With 8 bits, where the optimum is tiny, it is about 1e-2 above it, for small groups 1e-1. A weight
-            of little curvature does not matter, however large it is.
+            near to the best one. Time and memory are linear. Up to 4 bits the objective is the optimum to about 1e-4
+            for one scale per tensor and to about 1e-3 for the sum of many groups, of which a single one may be tens of
+            percent above its own; it is exact where weights × levels are at most 64. With 8 bits, where the optimum is
+            tiny, it is about 1e-2 above it, for small groups 1e-1. A weight of little curvature does not matter,
+            however large it is.
           - "exact" finds the global optimum by sorting, O(n L log nL) for L positive levels: for small or unsharded
             tensors.
           - "alternating" is Algorithm 2 of the AAAI paper (LATa, LAQ), at most ten rounds to a local minimum,

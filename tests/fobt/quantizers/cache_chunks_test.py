@@ -18,6 +18,15 @@ CASES = [
 ]
 
 
+def assert_same_in_chunks(monkeypatch, project):
+    whole = project()
+    monkeypatch.setattr(quantizer, "fits_loops", lambda x: True)
+    monkeypatch.setattr(cache_chunks, "_CHUNK", 300)
+    cut = project()
+    np.testing.assert_array_equal(cut.codes, whole.codes)
+    np.testing.assert_allclose(cut.scale, whole.scale, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("shape", "granularity", "grid"), CASES)
 def test_chunks_change_nothing(monkeypatch, shape, granularity, grid):
     rng = np.random.default_rng(0)
@@ -28,12 +37,7 @@ def test_chunks_change_nothing(monkeypatch, shape, granularity, grid):
     def project():
         return jax.jit(lambda w, c: projection._project_groups(w, c, None))(weights, curvature)
 
-    whole = project()
-    monkeypatch.setattr(quantizer, "fits_loops", lambda x: True)
-    monkeypatch.setattr(cache_chunks, "_CHUNK", 300)
-    cut = project()
-    np.testing.assert_array_equal(cut.codes, whole.codes)
-    np.testing.assert_allclose(cut.scale, whole.scale, rtol=1e-6)
+    assert_same_in_chunks(monkeypatch, project)
 
 
 def test_two_scales(monkeypatch):
@@ -43,9 +47,4 @@ def test_two_scales(monkeypatch):
     def project():
         return jax.jit(lambda w: projection._project_groups(w, None, None))(weights)
 
-    whole = project()
-    monkeypatch.setattr(quantizer, "fits_loops", lambda x: True)
-    monkeypatch.setattr(cache_chunks, "_CHUNK", 300)
-    cut = project()
-    np.testing.assert_array_equal(cut.codes, whole.codes)
-    np.testing.assert_allclose(cut.scale, whole.scale, rtol=1e-6)
+    assert_same_in_chunks(monkeypatch, project)
