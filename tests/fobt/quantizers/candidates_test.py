@@ -82,7 +82,7 @@ def test_near_exact_where_curvature_follows_the_weights(grid, power):
 @pytest.mark.parametrize(("size", "outlier"), [(200, 2.0**6), (4096, 2.0**27)])
 @pytest.mark.parametrize("grid", ["linear(4)", "logarithmic(4)"])
 def test_an_outlier_that_hardly_counts(grid, size, outlier):
-    # The scale and the thresholds are far below the outlier, near the end of the histogram or beyond.
+    # The scale and the thresholds are far below the outlier.
     weights, curvature = np.float32(np.random.default_rng(12).normal(size=size)), np.ones(size, np.float32)
     weights[0], curvature[0] = outlier, 1e-4 / outlier**2
     found = objective(weights, curvature, jitted(grid, "candidates")(weights, curvature))
