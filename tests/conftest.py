@@ -4,6 +4,7 @@ import gc
 import importlib.metadata
 import importlib.util
 import os
+import threading
 
 import hypothesis
 import jax
@@ -19,14 +20,18 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 
 
+CONTEXTS = threading.local()
+
+
 def lower_in_one_thread() -> None:
     """Lowering takes one thread, and a context of MLIR with several looks through those of all programs so far."""
     make_ir_context = mlir.make_ir_context
 
     def make_context():
-        context = make_ir_context()
-        context.enable_multithreading(False)
-        return context
+        if not hasattr(CONTEXTS, "context"):
+            CONTEXTS.context = make_ir_context()
+            CONTEXTS.context.enable_multithreading(False)
+        return CONTEXTS.context
 
     mlir.make_ir_context = make_context
 
@@ -64,6 +69,7 @@ def forget_programs():
     """The programs of a file are of no use to the next one, and those of all files take gigabytes."""
     yield
     jax.clear_caches()
+    CONTEXTS.__dict__.clear()
 
 
 def pytest_collection_finish():

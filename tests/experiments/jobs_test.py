@@ -30,10 +30,10 @@ from experiments.configs import JOBS
         ("digits_mlp --methods parq", ["PARQ, binary"]),
         ("mnist_plain_mlp --methods quest", ["QuEST, binary"]),
         ("mnist_small_mlp --methods sam", ["LAQ with SAM, binary, ρ = 0.05"]),
-        ("cifar10_vgg --methods laq", ["LAQ, binary"]),
-        ("cifar10_vgg_augmented --methods full_precision", ["full precision"]),
-        ("svhn --methods bwn", ["BWN"]),
-        ("imagenet_resnet18 --methods full_precision", ["full precision"]),
+        ("cifar10_vgg --methods laq --batch-size 20", ["LAQ, binary"]),
+        ("cifar10_vgg_augmented --methods full_precision --batch-size 20", ["full precision"]),
+        ("svhn --methods bwn --batch-size 20", ["BWN"]),
+        ("imagenet_resnet18 --methods full_precision --batch-size 20", ["full precision"]),
     ],
 )
 def test_the_quick_form_of_every_job_runs_and_leaves_its_folder(

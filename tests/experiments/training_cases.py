@@ -20,9 +20,10 @@ def random_examples(count: int, shape: tuple[int, int, int], seed: int) -> Array
 
 
 def random_dataset(name: str) -> Dataset:
-    """Noise in the shape of a data set: 260 images to train, 30 to validate, 30 to test."""
+    """Noise in the shape of a data set: 260 or, of larger images, 40 to train, 30 to validate, 30 to test."""
     shape = SHAPES.get(name, (32, 32, 3))
-    return Dataset(*(random_examples(count, shape, seed) for seed, count in enumerate((260, 30, 30))))
+    train = 260 if shape[0] < 32 else 40
+    return Dataset(*(random_examples(count, shape, seed) for seed, count in enumerate((train, 30, 30))))
 
 
 RANDOM_DATASETS = {name: lambda name=name: random_dataset(name) for name in DATASETS}

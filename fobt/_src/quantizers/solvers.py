@@ -17,6 +17,7 @@ then fits these levels.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -203,12 +204,13 @@ def joint_reduce(
     On CPU, XLA computes what one loop needs on the fly, but stores what several loops share: two separate reductions of
     expressions of the same weights cost several times as much as a joint one.
     """
-    return jax.lax.reduce(
-        (x, y),
-        (jnp.asarray(initial, x.dtype),) * 2,
-        lambda p, q: (operation(p[0], q[0]), operation(p[1], q[1])),
-        axes,
-    )
+    initial_values = (jnp.asarray(initial, x.dtype),) * 2
+    return jax.lax.reduce((x, y), initial_values, _in_pairs(operation), axes)
+
+
+@functools.cache  # outside of jit, a program is found again by this function
+def _in_pairs(operation: Callable[[Any, Any], Any]) -> Callable[[Any, Any], tuple[Any, Any]]:
+    return lambda p, q: (operation(p[0], q[0]), operation(p[1], q[1]))
 
 
 def run_axis(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, int]:
