@@ -3,6 +3,7 @@
 import gc
 import importlib.metadata
 import importlib.util
+import itertools
 import os
 import threading
 
@@ -21,10 +22,14 @@ os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 
 
 CONTEXTS = threading.local()
+FILES = itertools.count(1)
 
 
 def lower_in_one_thread() -> None:
-    """Lowering takes one thread, and a context of MLIR with several looks through those of all programs so far."""
+    """Lowering takes one thread and one context of MLIR.
+
+    A context takes longer to make than a small program, and one with several threads the longer the more there are.
+    """
     make_ir_context = mlir.make_ir_context
 
     def make_context():
@@ -66,10 +71,11 @@ def compile_fast(request: pytest.FixtureRequest):
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """The programs of a file are of no use to the next one, and those of all files take gigabytes."""
+    """Some files share a few small programs, but the programs of all files take gigabytes."""
     yield
-    jax.clear_caches()
-    CONTEXTS.__dict__.clear()
+    if next(FILES) % 5 == 0:
+        jax.clear_caches()
+        CONTEXTS.__dict__.clear()
 
 
 def pytest_collection_finish():
