@@ -85,7 +85,7 @@ def _nearest_levels(x: jax.Array, scale: jax.Array, zero: jax.Array, top: jax.Ar
     inside = x.astype(jnp.float32)
     inside = jnp.where(inside < lowest, lowest, inside)
     inside = jnp.where(inside > highest, highest, inside)
-    # For a divisor that is one for all XLA may multiply by the reciprocal, and round halves of a level to the other side.
+    # XLA may multiply by the reciprocal of a divisor that is one for all, and round halves of a level otherwise.
     divisor = jnp.where(jnp.isnan(inside), 1.0, scale)
     return (_round(inside / divisor) * scale).astype(x.dtype)
 

@@ -12,7 +12,8 @@ import numpy as np
 from jax.extend import core
 
 from fobt._src.base.tree_paths import leaf_paths
-from fobt._src.export.calls import called_jaxpr
+from fobt._src.export.calls import called_jaxpr, is_fake_quantize
+from fobt._src.export.onnx.activations import followed, quantized_activations
 from fobt._src.export.onnx.forms import Fast, Portable
 from fobt._src.export.onnx.functions import DOMAIN
 from fobt._src.export.onnx.graph import Constant, Graph, Tensor, Value
@@ -148,7 +149,10 @@ def _convert(graph: Graph, closed: core.ClosedJaxpr, arguments: list[Value]) -> 
 
     for eqn in jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
-        if (called := called_jaxpr(eqn)) is not None:
+        codes = quantized_activations(graph, inputs) if is_fake_quantize(eqn) else None
+        if codes is not None:
+            outputs: list[Value] = [codes]
+        elif (called := called_jaxpr(eqn)) is not None:
             outputs = _convert(graph, called, inputs)
         elif (known := _known(eqn, inputs)) is not None:
             outputs = known
@@ -168,6 +172,8 @@ def _converted(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
         raise ValueError(
             f"function has the primitive {name}, which to_onnx cannot convert; it knows {', '.join(CONVERTERS)}, scan."
         )
+    if name in CONVERTERS and (pending := followed(graph, eqn, inputs, CONVERTERS[name])) is not None:
+        return [pending]
     try:
         outputs: Any = (
             unrolled(graph, eqn, inputs, _convert) if name == "scan" else CONVERTERS[name](graph, eqn, *inputs)
