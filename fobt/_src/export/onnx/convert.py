@@ -58,6 +58,12 @@ def to_onnx(
       it, and why. Logarithmic grids of 3 and 4 bits are stored in 4 and 8 bits, linear ones of 3 in 4, and of 5 to 7 in
       8. A matrix that is used in two ways, such as an embedding that is tied to the output, is stored twice.
 
+    What `fobt.fake_quantize` rounds to 8 bits, with a range that is known, becomes uint8 codes: `QuantizeLinear`, and
+    `DequantizeLinear` where floats are needed. In the fast form all products with codes are those of integers, and a
+    convolution whose output is rounded as well is `QLinearConv`, with its bias (in int32), ReLU and max-pooling;
+    so a network runs in integers from the first rounding to the last. Codes differ from JAX's by one where a sum falls
+    between two of them to rounding.
+
     A leaf is stored once, in the order of axes in which the graph uses it first, under its path; where that is a name
     of the graph's own, such as input, it has a number behind it. Of layers that are stacked for a loop each has weights
     of its own, with its number behind the path. What does not depend on the inputs and on quantized
