@@ -19,6 +19,7 @@ COMMANDS = {
     "distributed": ("distributed.command", "training over several processes"),
     "export": ("deployment.export", "write the network of a run as ONNX, LiteRT or packed file, and verify it"),
     "language_export": ("deployment.language", "write a language model as ONNX or LiteRT, with a cache, and verify it"),
+    "gguf_export": ("deployment.gguf", "write a language model as a GGUF file for llama.cpp"),
     "demo": ("deployment.demo", "from training to small files, side by side"),
     "deployment": ("deployment.deployment", "what exported files cost in their runtimes"),
     "hostile_files": ("deployment.hostile_files", "read damaged packed files, and interrupt writing"),

@@ -21,6 +21,7 @@ if TYPE_CHECKING or WITH_JAX:  # without JAX, packed files can be read, and that
     from fobt._src.optimizers.preconditioner import Preconditioner, adam_preconditioner
     from fobt._src.oscillations.batch_stats import reestimate_batch_stats
     from fobt._src.post_training.lapq import LapqResult, lapq
+    from fobt._src.quantizers.activations import fake_quantize, moving_average_range
     from fobt._src.quantizers.granularity import per_block, per_channel, per_tensor
     from fobt._src.quantizers.quantized import Quantized
     from fobt._src.quantizers.quantizer import Quantizer, binary, linear, logarithmic, ternary
@@ -56,6 +57,7 @@ __all__ = [
     "choices",
     "dequantize",
     "export",
+    "fake_quantize",
     "fold_batch_norm",
     "forward_backtrack",
     "full_precision",
@@ -63,6 +65,7 @@ __all__ = [
     "linear",
     "linear_maps",
     "logarithmic",
+    "moving_average_range",
     "optimistic",
     "oscillations",
     "packed",

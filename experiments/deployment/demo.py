@@ -35,13 +35,13 @@ RUNTIMES = {"safetensors": "packed file, JAX", "onnx": "ONNX, onnxruntime", "lit
 class DemoConfig:
     """Train, export, and compare the files."""
 
-    job: Literal["digits", "mnist_lenet5", "mnist_mlp"] = "digits"
+    job: Literal["digits", "mnist_lenet5", "mnist_mlp", "mnist_small_mlp"] = "digits"
     """What is trained, with seed 0."""
     grids: tuple[Grid, ...] = ("binary",)
     """Grids of the weights, beside full precision."""
     formats: tuple[Literal["safetensors", "onnx", "litert"], ...] = ("safetensors", "onnx")
     """Formats of the files."""
-    forms: tuple[Literal["portable", "fast"], ...] = ("portable",)
+    forms: tuple[export.Form, ...] = ("portable",)
     """Forms of the files of runtimes, as `export` has them."""
     epochs: int | None = None
     """Passes over the training images, instead of the job's own."""
@@ -60,16 +60,16 @@ def main(arguments: Sequence[str]) -> None:
     records: list[dict[str, Any]] = []
     for file_format, form in itertools.product(config.formats, config.forms):
         for row in rows:
-            if form == "fast" and (file_format == "safetensors" or row.method == "full_precision"):
+            if form != "portable" and (file_format == "safetensors" or row.method == "full_precision"):
                 continue
-            ending = "-fast" if form == "fast" else ""
+            ending = "" if form == "portable" else f"-{form}"
             path = config.output / f"{row.name}{ending}{export.SUFFIXES[file_format]}"
             folder = config.runs / row.name / "seed-0"
             options = ["--format", file_format, "--form", form]
             export.main([str(folder), *options, "--verify", "--output", str(path)])
             report = read_json(path.with_name(f"{path.name}.json"))
             same = f"{report['same_predictions']:,} of {report['test_images']:,}"
-            runtime = RUNTIMES[file_format] + (", fast" if form == "fast" else "")
+            runtime = RUNTIMES[file_format] + ("" if form == "portable" else f", {form}")
             records.append(
                 {"label": row.label, "runtime": runtime, "same": same}
                 | {key: report[key] for key in ("bytes", "bits_per_weight")}

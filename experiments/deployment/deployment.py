@@ -20,7 +20,7 @@ import fobt
 from experiments.core.cli import make_console, parse_options
 from experiments.core.config import require
 from experiments.core.records import read_json, write_results
-from experiments.deployment.networks import FORMS, Timed, make_network
+from experiments.deployment.networks import FEED_FORWARD, FORMS, Timed, make_network
 from experiments.deployment.runtimes import Run, load, peak_memory
 from experiments.reporting.tables import Columns, markdown
 
@@ -88,12 +88,14 @@ def summary(folder: Path) -> str:
 
 def measure(config: DeploymentConfig, name: str, runtime: str, batch: int) -> list[dict[str, Any]]:
     """A record for each form of a network in a runtime."""
-    networks: dict[fobt.Quantizer, Timed] = {}
+    networks: dict[tuple[fobt.Quantizer, bool], Timed] = {}
     contents, runs, references, records = {}, {}, {}, {}
-    for form, (write, grid) in FORMS[runtime].items():
-        if grid not in networks:
-            networks[grid] = make_network(name, grid, config.width)
-        network = networks[grid]
+    for form, (write, grid, rounded) in FORMS[runtime].items():
+        if rounded and name not in FEED_FORWARD:
+            continue
+        if (grid, rounded) not in networks:
+            networks[grid, rounded] = make_network(name, grid, config.width, rounded=rounded)
+        network = networks[grid, rounded]
         inputs = _inputs(batch, network.inputs)
         contents[form] = write(network, inputs)
         runs[form], loaded = _loaded(contents[form], runtime, config.threads)

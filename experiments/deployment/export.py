@@ -5,6 +5,7 @@ network runs in the runtime of the format over the whole test set, and its predi
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -20,8 +21,9 @@ from experiments.core.evaluation import EVALUATION_BATCH
 from experiments.core.network import split_model
 from experiments.core.records import environment, write_json
 from experiments.data import Dataset, MissingDataError, load_dataset
-from experiments.deployment.folding import Inference, fold
+from experiments.deployment.folding import Inference, fold, with_rounded_activations
 from experiments.deployment.trained import Trained, read_trained
+from experiments.models.feed_forward import FeedForward
 
 COMMAND = "export"
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "litert": ".tflite"}
@@ -33,6 +35,8 @@ IMAGE_SHAPES = {
     "svhn": (32, 32, 3),
     "imagenet": (224, 224, 3),
 }
+Form: TypeAlias = Literal["portable", "fast", "integers"]
+CALIBRATION_BATCHES, CALIBRATION_BATCH = 10, 100
 Scores: TypeAlias = Callable[[np.ndarray], np.ndarray]  # from prepared images to scores
 
 
@@ -44,9 +48,10 @@ class ExportConfig:
     """Folder of one row and seed of `experiments.train`."""
     format: Literal["safetensors", "onnx", "litert"] = "onnx"
     """safetensors has the codes of the network as it is; in the others batch normalisation is folded into scales."""
-    form: Literal["portable", "fast"] = "portable"
-    """What runs: float32 as in JAX, or integers where the runtime is faster with them, and activations of 8 bits; not
-    for safetensors."""
+    form: Form = "portable"
+    """What runs: float32 as in JAX; integers where the runtime is faster with them, and activations of 8 bits; or
+    integers only, with activations of 8 bits in ranges of training images, in feed-forward networks. Not for
+    safetensors."""
     batch: int | None = None
     """Images at a time in an onnx file, by default any number; the fast form has operators for one and for many."""
     base3: bool = False
@@ -60,20 +65,23 @@ class ExportConfig:
 def main(arguments: Sequence[str]) -> None:
     """Exports, prints the report, and writes it as JSON."""
     config = parse_options(ExportConfig, arguments, COMMAND)
-    if config.base3 and (config.format == "litert" or config.form == "fast"):
+    if config.base3 and (config.format == "litert" or config.form != "portable"):
         fail("--base3 must be left out for litert and the fast form, got --base3", code=2, command=COMMAND)
-    if config.form == "fast" and config.format == "safetensors":
-        fail("--form must be portable for safetensors, which only has codes, got fast", code=2, command=COMMAND)
+    if config.form != "portable" and config.format == "safetensors":
+        reason = f"--form must be portable for safetensors, which only has codes, got {config.form}"
+        fail(reason, code=2, command=COMMAND)
     if config.batch is not None and (config.format != "onnx" or config.batch < 1):
         fail(f"--batch must be at least 1, and only for onnx, got {config.batch}", code=2, command=COMMAND)
     try:
         trained = read_trained(config.folder)
-        dataset = load_dataset(trained.run.config.dataset, trained.run.config.limit) if config.verify else None
+        is_read = config.verify or config.form == "integers"
+        dataset = load_dataset(trained.run.config.dataset, trained.run.config.limit) if is_read else None
+        network = shipped(trained, config.form, dataset)
     except (ValueError, MissingDataError) as error:
         fail(str(error), code=2, command=COMMAND)
     path = config.output or config.folder / f"network{SUFFIXES[config.format]}"
     try:
-        scores = WRITERS[config.format](path, trained, config)
+        scores = WRITERS[config.format](path, trained, network, config)
     except (OSError, ImportError) as error:
         fail(f"cannot write {path}: {error}", code=2, command=COMMAND)
     report = {
@@ -83,26 +91,46 @@ def main(arguments: Sequence[str]) -> None:
         "row": trained.run.row.name,
         **sizes(path, trained.quantized),
     }
-    if dataset is not None:
-        report |= compare(trained, dataset, scores)
+    if config.verify and dataset is not None:
+        unfolded = Inference(split_model(trained.run.model)[0], trained.quantized, trained.batch_stats)
+        reference = jax_scores(network if config.form == "integers" else unfolded)
+        report |= compare(trained, dataset, scores, reference)
     print("\n".join(lines(report)))
     write_json(path.with_name(path.name + ".json"), report | {"environment": environment()})
 
 
-def write_onnx(path: Path, trained: Trained, config: ExportConfig) -> Scores:
+def shipped(trained: Trained, form: Form, dataset: Dataset | None) -> Inference:
+    """The network with its normalisation folded, and with activations of 8 bits in the form of integers.
+
+    Raises:
+        ValueError: The network has no such activations; the message is one line.
+    """
+    network = fold(trained.run.model, trained.quantized, trained.batch_stats)
+    if form != "integers":
+        return network
+    if dataset is None or not isinstance(trained.run.model, FeedForward):
+        raise ValueError("--form integers must be for a feed-forward network with normalisation")
+    batches = itertools.islice(dataset.train.batches(CALIBRATION_BATCH), CALIBRATION_BATCHES)
+    return with_rounded_activations(network, (dataset.prepare(batch.images) for batch in batches))
+
+
+def write_onnx(path: Path, trained: Trained, network: Inference, config: ExportConfig) -> Scores:
     """Writes an ONNX file; the scores are those of onnxruntime on CPU."""
     import onnx
     import onnxruntime
 
-    network = fold(trained.run.model, trained.quantized, trained.batch_stats)
     size = "batch" if config.batch is None else config.batch
     shape = jax.export.symbolic_shape(f"{size}, {', '.join(map(str, image_shape(trained)))}")
     model = fobt.export.to_onnx(
-        network, network.quantized, jax.ShapeDtypeStruct(shape, jnp.float32), form=config.form, base3=config.base3
+        network,
+        network.quantized,
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        form="portable" if config.form == "portable" else "fast",
+        base3=config.base3,
     )
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
-    if config.form == "fast":
+    if config.form != "portable":
         print(fobt.export.operator_report(model))
     # With default options, as users run it.
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -122,7 +150,7 @@ def in_batches(scores: Scores, size: int | None) -> Scores:
     return scores_of_all
 
 
-def write_safetensors(path: Path, trained: Trained, config: ExportConfig) -> Scores:
+def write_safetensors(path: Path, trained: Trained, network: Inference, config: ExportConfig) -> Scores:
     """Writes a packed file; the scores are those of JAX with what is read from it."""
     packed = fobt.packed.pack(trained.quantized, base3=config.base3)
     fobt.packed.save_packed(path, packed, batch_stats=trained.batch_stats, metadata={"row": trained.run.row.label})
@@ -130,13 +158,13 @@ def write_safetensors(path: Path, trained: Trained, config: ExportConfig) -> Sco
     return jax_scores(Inference(split_model(trained.run.model)[0], loaded.quantized(), loaded.batch_stats))
 
 
-def write_litert(path: Path, trained: Trained, config: ExportConfig) -> Scores:
+def write_litert(path: Path, trained: Trained, network: Inference, config: ExportConfig) -> Scores:
     """Writes a LiteRT file that takes one image; the scores are those of its interpreter on CPU."""
-    network = fold(trained.run.model, trained.quantized, trained.batch_stats)
     image = jax.ShapeDtypeStruct((1, *image_shape(trained)), jnp.float32)
-    model = fobt.export.to_litert(network, network.quantized, image, form=config.form)
+    form: Literal["portable", "fast"] = "portable" if config.form == "portable" else "fast"
+    model = fobt.export.to_litert(network, network.quantized, image, form=form)
     path.write_bytes(model)
-    if config.form == "fast":
+    if config.form != "portable":
         print(fobt.export.operator_report(model))
     from ai_edge_litert.interpreter import Interpreter
 
@@ -144,7 +172,7 @@ def write_litert(path: Path, trained: Trained, config: ExportConfig) -> Scores:
     return in_batches(lambda images: run(input=images)["output"], 1)
 
 
-WRITERS: dict[str, Callable[[Path, Trained, ExportConfig], Scores]] = {
+WRITERS: dict[str, Callable[[Path, Trained, Inference, ExportConfig], Scores]] = {
     "safetensors": write_safetensors,
     "onnx": write_onnx,
     "litert": write_litert,
@@ -170,10 +198,8 @@ def sizes(path: Path, quantized: Any) -> dict[str, Any]:
     return {"bytes": size, "weights": weights, "bits_per_weight": 8 * size / weights, "float32_bytes": 4 * weights}
 
 
-def compare(trained: Trained, dataset: Dataset, scores: Scores) -> dict[str, Any]:
+def compare(trained: Trained, dataset: Dataset, scores: Scores, reference: Scores) -> dict[str, Any]:
     """Agreement with JAX over the test set, and accuracies."""
-    network = Inference(split_model(trained.run.model)[0], trained.quantized, trained.batch_stats)
-    reference = jax_scores(network)
     images = same = right = expected_right = 0
     difference = 0.0
     for batch in dataset.test.batches(EVALUATION_BATCH):

@@ -1,6 +1,6 @@
 """The networks of the experiments with batch normalisation folded into the weights in front of it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,20 @@ def fold(model: Network, quantized: Any, batch_stats: Any) -> Inference:
         block.norm = Shift(len(bias))
     graph, *_ = split_model(model)
     return Inference(graph, quantized, _without_empty(batch_stats))
+
+
+def with_rounded_activations(network: Inference, batches: Iterable[jax.Array]) -> Inference:
+    """A feed-forward network whose activations are rounded to 8 bits, with ranges that hold those of a few batches.
+
+    Args:
+        network: A network without such roundings.
+        batches: Images.
+    """
+    model: Any = nnx.merge(network.graph, fobt.dequantize(network.quantized), network.batch_stats)
+    model.round_activations()
+    fobt.nnx.calibrate_ranges(model, batches, lambda model, images: model(images, training=False))
+    graph, _, batch_stats = split_model(model)
+    return Inference(graph, network.quantized, batch_stats)
 
 
 def _copy(tree: Any) -> Any:

@@ -14,11 +14,12 @@ from flax import nnx
 
 import fobt
 from experiments.core.network import split_model
-from experiments.deployment.folding import fold
+from experiments.deployment.folding import fold, with_rounded_activations
 from experiments.models import NETWORKS
 from experiments.models.transformer import Transformer
 
 IMAGES = {"lenet5": (28, 28, 1), "mlp": (28, 28, 1), "vgg": (32, 32, 3), "resnet18": (224, 224, 3)}
+FEED_FORWARD = ("lenet5", "mlp", "vgg")
 DECODER_UNITS, DECODER_DEPTH = 768, 4
 Function: TypeAlias = Callable[[Any, Any], jax.Array]
 Content: TypeAlias = Callable[["Timed", np.ndarray], bytes]
@@ -44,8 +45,15 @@ class Timed:
         return fobt.dequantize(self.quantized)
 
 
-def make_network(name: str, grid: fobt.Quantizer, width: float = 1) -> Timed:
-    """A network whose weights are rounded to a grid: fast, and as good as trained ones where only time counts."""
+def make_network(name: str, grid: fobt.Quantizer, width: float = 1, *, rounded: bool = False) -> Timed:
+    """A network whose weights are rounded to a grid: fast, and as good as trained ones where only time counts.
+
+    Args:
+        name: Which.
+        grid: That of its weights.
+        width: Units as a multiple of its own.
+        rounded: Whether activations are rounded to 8 bits; for those in `FEED_FORWARD`.
+    """
     if name == "decoder":
         model: Any = Transformer(nnx.Rngs(0), width, DECODER_DEPTH)
         graph, params, rest = split_model(model)
@@ -58,6 +66,9 @@ def make_network(name: str, grid: fobt.Quantizer, width: float = 1) -> Timed:
     model = NETWORKS[name](nnx.Rngs(0), width)
     _, params, batch_stats = split_model(model)
     network = fold(model, _rounded(params, grid), batch_stats)
+    if rounded:
+        images = np.random.default_rng(1).normal(size=(8, 16, *IMAGES[name])).astype(np.float32)
+        network = with_rounded_activations(network, jnp.asarray(images))
     return Timed(network, network.quantized, IMAGES[name])
 
 
@@ -131,23 +142,26 @@ def litert_fast(network: Timed, inputs: np.ndarray) -> bytes:
     return fobt.export.to_litert(network.function, network.quantized, inputs, form="fast")
 
 
-# For each runtime what is timed, the unit first: the file, and the grid of its weights.
-FORMS: Mapping[str, Mapping[str, tuple[Content, fobt.Quantizer]]] = MappingProxyType(
+# For each runtime what is timed, the unit first: the file, the grid of its weights, whether activations are rounded.
+FORMS: Mapping[str, Mapping[str, tuple[Content, fobt.Quantizer, bool]]] = MappingProxyType(
     {
         "onnx": {
-            "float32": (onnx_float32, fobt.ternary()),
-            "portable, binary": (onnx_portable, fobt.binary()),
-            "fast, binary": (onnx_fast, fobt.binary()),
-            "fast, ternary": (onnx_fast, fobt.ternary()),
-            "fast, linear(4)": (onnx_fast, fobt.linear(4)),
-            "onnxruntime's int8": (onnx_int8, fobt.ternary()),
-            "onnxruntime's int4": (onnx_int4, fobt.ternary()),
+            "float32": (onnx_float32, fobt.ternary(), False),
+            "portable, binary": (onnx_portable, fobt.binary(), False),
+            "fast, binary": (onnx_fast, fobt.binary(), False),
+            "fast, ternary": (onnx_fast, fobt.ternary(), False),
+            "fast, linear(4)": (onnx_fast, fobt.linear(4), False),
+            "integers, binary": (onnx_fast, fobt.binary(), True),
+            "integers, ternary": (onnx_fast, fobt.ternary(), True),
+            "onnxruntime's int8": (onnx_int8, fobt.ternary(), False),
+            "onnxruntime's int4": (onnx_int4, fobt.ternary(), False),
         },
         "litert": {
-            "float32": (litert_float32, fobt.ternary()),
-            "portable, ternary": (litert_portable, fobt.ternary()),
-            "fast, ternary": (litert_fast, fobt.ternary()),
-            "fast, linear(4)": (litert_fast, fobt.linear(4)),
+            "float32": (litert_float32, fobt.ternary(), False),
+            "portable, ternary": (litert_portable, fobt.ternary(), False),
+            "fast, ternary": (litert_fast, fobt.ternary(), False),
+            "fast, linear(4)": (litert_fast, fobt.linear(4), False),
+            "integers, ternary": (litert_fast, fobt.ternary(), True),
         },
     }
 )

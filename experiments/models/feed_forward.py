@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fobt.nnx import FakeQuantize
+
 INITIALIZER = nnx.initializers.variance_scaling(0.25, "fan_avg", "uniform")
 
 
@@ -136,16 +138,28 @@ class FeedForward(nnx.Module):
             self.hidden.append(DenseBlock(features, outputs, rngs=rngs))
             features = outputs
         self.output = DenseBlock(features, classes, rngs=rngs)
+        self.roundings: nnx.List[FakeQuantize] = nnx.List()
+
+    def round_activations(self) -> None:
+        """From now on images, the features behind each block, and scores are rounded to 8 bits."""
+        blocks = len(self.convolutions) + len(self.hidden) + 1
+        self.roundings = nnx.List(FakeQuantize() for _ in range(1 + blocks))
 
     def __call__(self, images: jax.Array, *, training: bool) -> jax.Array:
         """Scores of shape (batch, classes) for images of shape (batch, height, width, channels)."""
-        features = images
+        roundings = iter(self.roundings)
+
+        def rounded(features: jax.Array) -> jax.Array:
+            rounding = next(roundings, None)
+            return features if rounding is None else rounding(features, use_running_average=not training)
+
+        features = rounded(images)
         for convolution in self.convolutions:
-            features = convolution(features, training=training)
+            features = rounded(convolution(features, training=training))
         features = features.reshape(features.shape[0], -1)
         for dense in self.hidden:
-            features = nnx.relu(dense(features, training=training))
-        return self.output(features, training=training)
+            features = rounded(nnx.relu(dense(features, training=training)))
+        return rounded(self.output(features, training=training))
 
 
 def _scaled(units: Sequence[int], width: float) -> list[int]:

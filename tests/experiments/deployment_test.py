@@ -27,9 +27,9 @@ def test_a_table_of_a_small_network(tmp_path, monkeypatch: pytest.MonkeyPatch):
     options = ["--networks", "mlp", "--width", "0.02", "--rounds", "1", "--runtimes", "onnx"]
     deployment.main([*options, "--output", str(tmp_path)])
     records = json.loads((tmp_path / "mlp-onnx.json").read_text())["files"]
-    assert [(record["form"], record["batch"]) for record in records[::6]] == [("float32", 1), ("float32", 64)]
-    assert len(records) == len(memory) == 2 * 6
-    by_form = {record["form"]: record for record in records[:6]}
+    assert [(record["form"], record["batch"]) for record in records[::8]] == [("float32", 1), ("float32", 64)]
+    assert len(records) == len(memory) == 2 * 8
+    by_form = {record["form"]: record for record in records[:8]}
     assert by_form["float32"]["ratio"] == 1
     assert by_form["portable, binary"]["bytes"] < by_form["float32"]["bytes"] / 4
     for form, record in by_form.items():

@@ -65,6 +65,21 @@ def test_a_fast_file_agrees_with_jax(run: Path, tmp_path: Path, options: list[st
     assert "because" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("options", [[], ["--format", "litert"]])
+def test_a_file_of_integers_only_agrees_with_jax(
+    run: Path, tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+):
+    if "litert" in options:
+        pytest.importorskip("litert_converter")
+    export.main([str(run), "--verify", "--form", "integers", "--output", str(tmp_path / "small"), *options])
+    report = json.loads((tmp_path / "small.json").read_text())
+    assert report["same_predictions"] >= 62
+    assert abs(report["accuracy"] - report["training_accuracy"]) < 0.1
+    printed = capsys.readouterr().out
+    assert "in codes" in printed
+    assert "float32" not in printed.partition("because")[2].partition(str(tmp_path))[0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -6,6 +6,8 @@ from typing import Any
 
 from jax.extend import core
 
+from fobt._src.quantizers.activations import MARKER
+
 # The primitives, and the parameter that holds the jaxpr.
 _CALLS = {
     "checkpoint": "jaxpr",
@@ -27,3 +29,8 @@ def called_jaxpr(eqn: Any) -> core.ClosedJaxpr | None:
         return None
     called = eqn.params[_CALLS[name]]
     return called if isinstance(called, core.ClosedJaxpr) else core.ClosedJaxpr(called, ())
+
+
+def is_fake_quantize(eqn: Any) -> bool:
+    """Whether an equation rounds activations to the levels of a scale: (x, scale, zero point, largest code) -> x̂."""
+    return eqn.primitive.name in ("jit", "pjit") and eqn.params["name"] == MARKER

@@ -36,6 +36,12 @@ def to_litert(
       tables of embeddings and depthwise kernels, which stay in float32. `operator_report` says for each leaf which
       operator reads it.
 
+    What `fobt.fake_quantize` rounds to 8 bits, with a range that is known, becomes int8: QUANTIZE, and DEQUANTIZE where
+    floats are needed. In the form "fast" a dense layer or convolution that reads codes, and whose output is rounded as
+    well, computes in integers, with its bias (in int32), ReLU and pooling; so a model whose input, hidden activations
+    and outputs are rounded is one of integers only. Codes differ from JAX's by one where a sum falls between two of
+    them to rounding. Kernels of 8 bits may be stored larger by a power of two, with a smaller scale.
+
     Transposing, reshaping, reversing and slicing of a leaf is done beforehand; whatever else a function computes of a
     leaf, it computes in each run (fold batch normalisation first). A leaf that is used in two orders of its axes is
     stored twice.

@@ -37,6 +37,15 @@ class Graph:
         self._graph.inputs = [tensor for tensor in self._graph.inputs if tensor not in taken.values()]
         return taken
 
+    @property
+    def operators(self) -> list[Any]:
+        """The operators, in the order in which they run."""
+        return list(self._graph.operators or ())
+
+    @operators.setter
+    def operators(self, operators: list[Any]) -> None:
+        self._graph.operators = operators
+
     def users(self, tensor: int) -> list[Any]:
         """The operators that have a tensor among their inputs."""
         return [operator for operator in self._graph.operators or () if tensor in operator.inputs]
@@ -123,6 +132,97 @@ class Graph:
         dequantize.opcodeIndex = self._operator_code(self._schema.BuiltinOperator.DEQUANTIZE)
         dequantize.inputs, dequantize.outputs = [integers], [tensor]
         self._graph.operators = [dequantize, *(self._graph.operators or ())]
+
+    def new_codes(self, like: int, scale: np.float32, zero: int) -> int:
+        """Adds a tensor of int8 codes in the shape of another tensor, which stand for scale · (code - zero)."""
+        tensor = self.new_tensor(self.shape(like))
+        entry = self._graph.tensors[tensor]
+        entry.shapeSignature, entry.type = self._graph.tensors[like].shapeSignature, self._schema.TensorType.INT8
+        entry.quantization = self._schema.QuantizationParametersT()
+        entry.quantization.scale = np.array([scale], np.float32)
+        entry.quantization.zeroPoint = np.array([zero], np.int64)
+        return tensor
+
+    def new_bias(self, codes: np.ndarray, scale: np.ndarray) -> int:
+        """Adds a constant of int32, each one with a scale of its own."""
+        tensor = self.new_tensor(codes.shape)
+        entry = self._graph.tensors[tensor]
+        entry.type, entry.buffer = self._schema.TensorType.INT32, self._buffer(codes.view(np.uint8))
+        entry.quantization = self._schema.QuantizationParametersT()
+        entry.quantization.scale, entry.quantization.zeroPoint = scale, np.zeros(scale.size, np.int64)
+        return tensor
+
+    def new_operator(self, name: str, source: int, target: int) -> Any:
+        """An operator from one tensor to another, which is not in the graph yet."""
+        operator = self._schema.OperatorT()
+        operator.opcodeIndex = self._operator_code(getattr(self._schema.BuiltinOperator, name))
+        operator.inputs, operator.outputs = [source], [target]
+        return operator
+
+    def name_of(self, operator: Any) -> str:
+        """The kind of an operator."""
+        kind = self._kind(operator)
+        return next(name for name, number in vars(self._schema.BuiltinOperator).items() if number == kind)
+
+    def composite(self, operator: Any) -> str | None:
+        """The name of a composite, or None for any other operator."""
+        if self.name_of(operator) != "STABLEHLO_COMPOSITE":
+            return None
+        return operator.builtinOptions2.name.decode()
+
+    def drop_composites(self) -> None:
+        """Removes what composites consist of, once no operator is one."""
+        self._model.subgraphs = [self._graph]
+
+    def shape(self, tensor: int) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return tuple(self._graph.tensors[tensor].shape)
+
+    def codes_of(self, tensor: int) -> int | None:
+        """The integers with scales that a tensor is, or that it is made of; None for any other tensor."""
+        if self.scales(tensor).size:
+            return tensor
+        makers = (maker for maker in self.operators if tensor in maker.outputs)
+        return next((maker.inputs[0] for maker in makers if self.name_of(maker) == "DEQUANTIZE"), None)
+
+    def enlarge(self, weights: int) -> None:
+        """Makes integers of 8 bits larger by a power of two, and their scales smaller, if one operator reads them."""
+        entry = self._graph.tensors[weights]
+        if entry.type != self._schema.TensorType.INT8 or len(self.users(weights)) > 1:
+            return
+        integers = np.frombuffer(bytes(self._model.buffers[entry.buffer].data), np.int8)
+        factor = 2 ** int(np.log2(127 / max(1, np.abs(integers.astype(int)).max())))
+        entry.buffer = self._buffer((integers * np.int8(factor)).view(np.uint8))
+        entry.quantization.scale = self.scales(weights).astype(np.float32) / np.float32(factor)
+
+    def scales(self, tensor: int) -> np.ndarray:
+        """The scales of a tensor of integers; none for other tensors."""
+        quantization = self._graph.tensors[tensor].quantization
+        return np.zeros(0) if quantization is None or quantization.scale is None else np.array(quantization.scale)
+
+    def zero(self, tensor: int) -> int:
+        """The zero point of a tensor of codes."""
+        return int(self._graph.tensors[tensor].quantization.zeroPoint[0])
+
+    def has_relu(self, operator: Any) -> bool:
+        """Whether an operator clips its output at zero, and in no other way."""
+        return operator.builtinOptions.fusedActivationFunction == self._schema.ActivationFunctionType.RELU
+
+    def set_relu(self, operator: Any) -> None:
+        """Makes an operator clip its output at zero."""
+        operator.builtinOptions.fusedActivationFunction = self._schema.ActivationFunctionType.RELU
+
+    def has_no_activation(self, operator: Any) -> bool:
+        """Whether an operator leaves its output as it is."""
+        return operator.builtinOptions.fusedActivationFunction == self._schema.ActivationFunctionType.NONE
+
+    def floats(self, tensor: int) -> np.ndarray | None:
+        """The numbers of a constant of float32, or None."""
+        entry = self._graph.tensors[tensor]
+        data = self._model.buffers[entry.buffer].data
+        if data is None or entry.type != self._schema.TensorType.FLOAT32:
+            return None
+        return np.frombuffer(bytes(data), np.float32).reshape(entry.shape)
 
     def add_metadata(self, name: str, text: str) -> None:
         """Adds a text to the metadata."""

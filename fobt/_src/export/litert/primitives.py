@@ -11,7 +11,8 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from fobt._src.export.calls import called_jaxpr
+from fobt._src.export.calls import called_jaxpr, is_fake_quantize
+from fobt._src.export.litert.activations import composite_name
 
 # What the converter makes wrong models of, or models that do not run.
 _REFUSED = {
@@ -26,6 +27,8 @@ _REFUSED = {
 
 def in_known_primitives(function: Callable[..., Any]) -> Callable[..., list[jax.Array]]:
     """The same function, returning the leaves of its result, in primitives that the converter knows.
+
+    A rounding of activations to 8 bits, with a range that is known, becomes a composite.
 
     Raises (when it is traced):
       ValueError: a primitive has no counterpart; the message names it.
@@ -54,12 +57,35 @@ def _results(eqn: Any, inputs: list[Any]) -> Sequence[Any]:
     name = eqn.primitive.name
     if name in _REFUSED:
         raise refusal(name, _REFUSED[name])
+    if is_fake_quantize(eqn) and (rounded := _rounded(*inputs)) is not None:
+        return [rounded]
     if (called := called_jaxpr(eqn)) is not None:
         return _evaluate(called, inputs)
+    if _is_known_number(eqn, inputs):
+        with jax.ensure_compile_time_eval():
+            return [_bind(eqn, *map(jnp.asarray, inputs))]
     if name not in ("cond", "scan") and any(0 in atom.aval.shape for atom in (*eqn.invars, *eqn.outvars)):
         return _with_empty_arrays(eqn, inputs)
     results = _RULES.get(name, _bind)(eqn, *inputs)
     return results if eqn.primitive.multiple_results else [results]
+
+
+def _is_known_number(eqn: Any, inputs: list[Any]) -> bool:
+    """Whether an equation computes a scale or zero point, or some other number that does not depend on the inputs."""
+    if eqn.primitive.multiple_results or any(isinstance(value, jax.core.Tracer) for value in inputs):
+        return False
+    (out,) = eqn.outvars
+    is_number = bool(inputs) and all(size == 1 for size in out.aval.shape)
+    return is_number and out.aval.dtype in (np.float32, np.bool_)
+
+
+def _rounded(x: Any, *numbers: Any) -> Any:
+    """Activations rounded to 8 bits as a composite; None where they have other bits or a range that is not known."""
+    if any(isinstance(number, jax.core.Tracer) or np.shape(number) for number in numbers) or x.dtype != np.float32:
+        return None
+    scale, zero, top = map(float, numbers)
+    # What it consists of is thrown away later.
+    return lax.composite(lambda x: x + 0, composite_name(scale, int(zero)))(x) if top == 255 else None
 
 
 def refusal(name: str, reason: str) -> ValueError:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from fobt._src.export.integers import Integers, why_no_integers
+from fobt._src.export.litert.activations import quantize_activations
 from fobt._src.export.litert.graph import Graph
 from fobt._src.export.report import KEY, LeafOperator, described
 from fobt._src.export.weights import Weights, integer_bytes
@@ -29,7 +31,9 @@ def store_weights(content: bytes, leaves: Mapping[str, Weights], *, fast: bool) 
     inputs = graph.take_inputs(leaves)
     storage = _FastStorage(graph) if fast else _Storage(graph)
     unused = [leaf.name for name, leaf in leaves.items() if not storage.store(inputs[name], Integers.of(leaf))]
+    layers = quantize_activations(graph, layers=fast)
     if isinstance(storage, _FastStorage):
+        storage.mark(layers)
         graph.add_metadata(KEY, described(storage.leaves))
     return graph.content(), unused
 
@@ -111,6 +115,7 @@ class _FastStorage(_Storage):
         super().__init__(graph)
         self.leaves: list[LeafOperator] = []
         self._read: dict[int, int] = {}  # from tensors of float32 to those of integers
+        self._readers: dict[int, list[int]] = {}  # from those to the places of their operators in `leaves`
 
     def is_read(self, operator: Any, tensor: int, integers: Integers) -> bool:
         """Whether the operator now reads the integers themselves."""
@@ -128,11 +133,21 @@ class _FastStorage(_Storage):
                 integers.codes.shape, integers.name, content, bits, step.ravel(), 0
             )
         operator.inputs[1] = self._read[tensor]
+        self._readers.setdefault(self._read[tensor], []).append(len(self.leaves))
         self._chosen(integers, bits, kind, "it has a scale for each output, or one for all")
         return True
 
+    def mark(self, layers: Mapping[int, str]) -> None:
+        """Says of the weights of some layers that these compute in integers from codes to codes."""
+        for tensor, kind in layers.items():
+            for place in self._readers[tensor]:
+                reason = "activations and outputs in codes"
+                self.leaves[place] = dataclasses.replace(self.leaves[place], operator=kind, reason=reason)
+
     def _add_dequantized(self, tensor: int, integers: Integers) -> None:
-        self._graph.add_dequantize(self._constant(integers, 8), tensor)
+        constant = self._constant(integers, 8)
+        self._graph.add_dequantize(constant, tensor)
+        self._readers[constant] = [len(self.leaves)]
         self._chosen(integers, 8, "float32", "it is not the matrix of a dense layer or the kernel of a convolution")
 
     def _chosen(self, integers: Integers, bits: int, operator: str, reason: str) -> None:

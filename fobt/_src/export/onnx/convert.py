@@ -12,7 +12,8 @@ import numpy as np
 from jax.extend import core
 
 from fobt._src.base.tree_paths import leaf_paths
-from fobt._src.export.calls import called_jaxpr
+from fobt._src.export.calls import called_jaxpr, is_fake_quantize
+from fobt._src.export.onnx.activations import followed, quantized_activations
 from fobt._src.export.onnx.forms import Fast, Portable
 from fobt._src.export.onnx.functions import DOMAIN
 from fobt._src.export.onnx.graph import Constant, Graph, Tensor, Value
@@ -56,6 +57,12 @@ def to_onnx(
       have (two scales, logarithmic ones of 5 bits): `operator_report` says for each leaf which operator multiplies by
       it, and why. Logarithmic grids of 3 and 4 bits are stored in 4 and 8 bits, linear ones of 3 in 4, and of 5 to 7 in
       8. A matrix that is used in two ways, such as an embedding that is tied to the output, is stored twice.
+
+    What `fobt.fake_quantize` rounds to 8 bits, with a range that is known, becomes uint8 codes: `QuantizeLinear`, and
+    `DequantizeLinear` where floats are needed. In the fast form all products with codes are those of integers, and a
+    convolution whose output is rounded as well is `QLinearConv`, with its bias (in int32), ReLU and max-pooling;
+    so a network runs in integers from the first rounding to the last. Codes differ from JAX's by one where a sum falls
+    between two of them to rounding.
 
     A leaf is stored once, in the order of axes in which the graph uses it first, under its path; where that is a name
     of the graph's own, such as input, it has a number behind it. Of layers that are stacked for a loop each has weights
@@ -148,7 +155,10 @@ def _convert(graph: Graph, closed: core.ClosedJaxpr, arguments: list[Value]) -> 
 
     for eqn in jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
-        if (called := called_jaxpr(eqn)) is not None:
+        codes = quantized_activations(graph, inputs) if is_fake_quantize(eqn) else None
+        if codes is not None:
+            outputs: list[Value] = [codes]
+        elif (called := called_jaxpr(eqn)) is not None:
             outputs = _convert(graph, called, inputs)
         elif (known := _known(eqn, inputs)) is not None:
             outputs = known
@@ -168,6 +178,8 @@ def _converted(graph: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
         raise ValueError(
             f"function has the primitive {name}, which to_onnx cannot convert; it knows {', '.join(CONVERTERS)}, scan."
         )
+    if name in CONVERTERS and (pending := followed(graph, eqn, inputs, CONVERTERS[name])) is not None:
+        return [pending]
     try:
         outputs: Any = (
             unrolled(graph, eqn, inputs, _convert) if name == "scan" else CONVERTERS[name](graph, eqn, *inputs)

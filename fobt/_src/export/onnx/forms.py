@@ -10,8 +10,8 @@ import numpy as np
 
 from fobt._src.export.integers import Integers, why_no_integers
 from fobt._src.export.onnx import integer_products as products
-from fobt._src.export.onnx.graph import Graph, Tensor, Value
-from fobt._src.export.onnx.integer_convolutions import windows
+from fobt._src.export.onnx.graph import Codes, Graph, Pending, Tensor, Value
+from fobt._src.export.onnx.integer_convolutions import bias_in_steps, quantized_convolution, windows
 from fobt._src.export.onnx.weights import emit
 from fobt._src.export.report import LeafOperator
 from fobt._src.export.weights import Weights
@@ -43,6 +43,14 @@ class Portable:
 
     def convolution(self, graph: Graph, params: Mapping[str, Any], images: Value, weights: Weights) -> Tensor | None:
         """None: the convolution is one of floats."""
+        return None
+
+    def takes_codes(self, params: Mapping[str, Any], kernel: Weights) -> bool:
+        """No: convolutions are those of floats."""
+        return False
+
+    def rounded(self, graph: Graph, pending: Pending, scale: np.ndarray, zero: np.ndarray) -> Codes | None:
+        """None: nothing is pending."""
         return None
 
 
@@ -85,6 +93,11 @@ class Fast(Portable):
         self, graph: Graph, rows: Value, weights: Weights, axes: tuple[Sequence[int], Sequence[int]]
     ) -> Tensor:
         inputs, outputs = (math.prod(weights.shape[axis] for axis in some) for some in axes)
+        if isinstance(rows, Codes):
+            matrix = self._matrix(rows, weights, axes)
+            if len(matrix.step) > 1:
+                raise _InFloats("scales vary among the inputs of an output")
+            return self._int8_product(graph, matrix, weights, self._quantized(graph, rows), "activations in codes")
         if inputs * outputs < _FEWEST_WEIGHTS or outputs < _FEWEST_OUTPUTS:
             raise _InFloats(f"fewer than {_FEWEST_WEIGHTS:,} weights or {_FEWEST_OUTPUTS} outputs")
         matrix = self._matrix(rows, weights, axes)
@@ -132,6 +145,25 @@ class Fast(Portable):
         places = windows(graph, self._quantized(graph, images), params, tuple(sizes))
         return self._int8_product(graph, matrix, weights, places, "a convolution of many channels")
 
+    def takes_codes(self, params: Mapping[str, Any], kernel: Weights) -> bool:
+        """Whether the kernel has a scale for each output, and the images are whole."""
+        return (
+            why_no_integers(kernel) is None
+            and all(size == 1 for size in Integers.of(kernel).step.shape[1:])
+            and all(dilation == 1 for dilation in params["lhs_dilation"])
+            and all(size >= 0 for pair in params["padding"] for size in pair)
+        )
+
+    def rounded(self, graph: Graph, pending: Pending, scale: np.ndarray, zero: np.ndarray) -> Codes | None:
+        """The codes of a convolution; None where its bias is too large for int32."""
+        kernel = Integers.of(pending.kernel)
+        bias = bias_in_steps(pending, kernel)
+        if bias is not None and np.any(np.abs(bias) >= 2**31):
+            return None
+        bits = products.stored_bits(kernel)
+        self._chosen(kernel.name, kernel.codes.shape, bits, "QLinearConv", "activations and outputs in codes")
+        return quantized_convolution(graph, pending, kernel, scale, zero)
+
     def _matrix(self, rows: Value, weights: Weights, axes: tuple[Sequence[int], Sequence[int]]) -> Integers:
         """The matrix of integers."""
         if (reason := why_no_integers(weights)) is not None:
@@ -141,7 +173,7 @@ class Fast(Portable):
         return Integers.of(weights).matrix(*axes)
 
     def _int8_product(
-        self, graph: Graph, matrix: Integers, weights: Weights, rows: list[Tensor], reason: str
+        self, graph: Graph, matrix: Integers, weights: Weights, rows: Sequence[Tensor | np.ndarray], reason: str
     ) -> Tensor:
         stored = self._once(graph, "int8", weights, matrix)
         self._chosen(weights.name, matrix.codes.shape, products.stored_bits(matrix), "MatMulIntegerToFloat", reason)
@@ -155,8 +187,10 @@ class Fast(Portable):
             self._weights[key] = store(graph, matrix)
         return self._weights[key]
 
-    def _quantized(self, graph: Graph, rows: Value) -> list[Tensor]:
+    def _quantized(self, graph: Graph, rows: Value) -> Sequence[Tensor | np.ndarray]:
         """Activations in 8 bits, once for all products with them."""
+        if isinstance(rows, Codes):
+            return [rows.codes, rows.scale, rows.zero]
         name = graph.name(rows)
         if name not in self._rows:
             self._rows[name] = products.quantized_rows(graph, rows)

@@ -1,10 +1,11 @@
-"""What an ONNX graph is built from: nodes, initializers, and three kinds of values."""
+"""What an ONNX graph is built from: nodes, initializers, and the kinds of values."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -58,7 +59,72 @@ class Tensor:
     dtype: np.dtype
 
 
-Value: TypeAlias = Constant | Weights | Tensor
+@dataclasses.dataclass(frozen=True)
+class Codes:
+    """Activations of 8 bits: scale · (code - zero point), float32 where an operator takes no codes.
+
+    Attributes:
+      codes: uint8, because onnxruntime multiplies by int8 activations many times slower on x86.
+      scale: float32 scalar.
+      zero: uint8 scalar.
+    """
+
+    codes: Tensor
+    scale: np.ndarray
+    zero: np.ndarray
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Their shape."""
+        return self.codes.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32."""
+        return np.dtype(np.float32)
+
+    def moved(self, codes: Value) -> Codes:
+        """The same with their codes in another order or shape, or only some of them."""
+        assert isinstance(codes, Tensor)
+        return dataclasses.replace(self, codes=codes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pending:
+    """The output of a convolution of codes that is not computed yet: in integers if it is rounded to codes itself.
+
+    Attributes:
+      shape: its shape, with channels last.
+      images: the codes, with channels last.
+      kernel: [outputs, inputs, ...].
+      params: those of the convolution.
+      make: puts it into the graph as floats.
+      bias: what is added, for each channel, if anything.
+      is_positive: whether what is negative then becomes 0.
+      poolings: maxima over windows of each channel.
+    """
+
+    shape: tuple[Any, ...]
+    images: Codes
+    kernel: Weights
+    params: Mapping[str, Any]
+    make: Callable[[], Value]
+    bias: np.ndarray | None = None
+    is_positive: bool = False
+    poolings: tuple[Callable[[Codes], Value], ...] = ()
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32."""
+        return np.dtype(np.float32)
+
+    @functools.cached_property
+    def value(self) -> Value:
+        """The floats."""
+        return self.make()
+
+
+Value: TypeAlias = Constant | Weights | Tensor | Codes | Pending
 
 
 class Form(Protocol):
@@ -74,6 +140,12 @@ class Form(Protocol):
 
     def convolution(self, graph: Graph, params: Mapping[str, Any], images: Value, weights: Weights) -> Tensor | None:
         """A convolution of images with channels last, or None where it is one of floats."""
+
+    def takes_codes(self, params: Mapping[str, Any], kernel: Weights) -> bool:
+        """Whether a convolution of codes can be one of integers, for a kernel of outputs, inputs, ...."""
+
+    def rounded(self, graph: Graph, pending: Pending, scale: np.ndarray, zero: np.ndarray) -> Codes | None:
+        """The codes of a convolution, or None where it has to be one of floats."""
 
 
 class Graph:
@@ -108,6 +180,7 @@ class Graph:
         self._used: set[str] = set()  # leaves and rows of leaves
         self._stored: dict[str, tuple[Weights, Tensor]] = {}
         self._rearranged: dict[Any, Tensor] = {}
+        self._dequantized: dict[str, Tensor] = {}
 
     def _unique(self, wanted: str) -> str:
         """The name itself or, where it is in use or empty, with a number behind it."""
@@ -214,6 +287,13 @@ class Graph:
             return value.name
         if isinstance(value, Weights):
             return self._emitted(value).name
+        if isinstance(value, Pending):
+            return self.name(value.value)
+        if isinstance(value, Codes):
+            if value.codes.name not in self._dequantized:
+                inputs: list[Value | np.ndarray] = [value.codes, value.scale, value.zero]
+                self._dequantized[value.codes.name] = self.add("DequantizeLinear", inputs, value.shape, np.float32)
+            return self._dequantized[value.codes.name].name
         array = value.array if isinstance(value, Constant) else np.asarray(value)
         return self.store(self.data_type(array.dtype), array.shape, array.tobytes()).name
 
@@ -249,6 +329,8 @@ class Graph:
             return value
         if isinstance(value, Constant):
             return Constant(value.array.reshape(shape))
+        if isinstance(value, Codes):
+            return value.moved(self.reshape(value.codes, shape))
         symbolic = [dimension for dimension in shape if not isinstance(dimension, int)]
         is_empty = 0 in shape  # a 0 would stand for the size before, and -1 would have no answer
         if len(symbolic) <= 1 and not is_empty:
@@ -266,6 +348,8 @@ class Graph:
             return Constant(value.array.transpose(permutation))
         if isinstance(value, Weights):
             return value.transpose(permutation)
+        if isinstance(value, Codes):
+            return value.moved(self.transpose(value.codes, permutation))
         shape = [value.shape[axis] for axis in permutation]
         return self.add("Transpose", [value], shape, perm=list(permutation))
 

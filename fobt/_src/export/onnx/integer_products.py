@@ -7,6 +7,7 @@ MatMulIntegerToFloat, which is made for many, with one scale for the whole array
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -89,13 +90,23 @@ def nbits_product(graph: Graph, rows: Value, matrix: Integers, weights: list[Ten
     )
 
 
-def int8_weights(graph: Graph, matrix: Integers) -> list[Tensor | np.ndarray]:
-    """The weights as int8 [K, N], from 1, 2, 4 or 8 bits in the file, and their steps, [N] or a scalar."""
-    step = matrix.step.ravel() if matrix.step.size > 1 else matrix.step.reshape(())
+def int8_weights(graph: Graph, matrix: Integers, factor: int = 1) -> list[Tensor | np.ndarray]:
+    """The weights as int8, from 1, 2, 4 or 8 bits in the file, and their steps, of one axis or a scalar.
+
+    Args:
+      graph: where they are stored.
+      matrix: the integers, of any shape.
+      factor: a power of two by which the integers are larger and the steps smaller.
+    """
+    step = (matrix.step.ravel() if matrix.step.size > 1 else matrix.step.reshape(())) / np.float32(factor)
     if stored_bits(matrix) > 1:
-        return [store_integers(graph, matrix.codes, matrix.bits, matrix.name, np.int8), step]
+        if factor == 1:
+            return [store_integers(graph, matrix.codes, matrix.bits, matrix.name, np.int8), step]
+        wide = store_integers(graph, matrix.codes, matrix.bits, matrix.name, np.int32)
+        larger = graph.add("Mul", [wide, np.array(factor, np.int32)], wide.shape)
+        return [graph.add("Cast", [larger], wide.shape, np.int8, to=graph.data_type(np.int8)), step]
     content = pack_fields((matrix.codes > 0).astype(np.uint8).ravel(), 1, "bits")
-    table = np.array([-1, 1], np.int8)[_fields_of_bytes(1)]
+    table = np.array([-factor, factor], np.int8)[_fields_of_bytes(1)]
     return [_looked_up(graph, content, table, matrix.codes.shape, matrix.name), step]
 
 
@@ -104,7 +115,7 @@ def quantized_rows(graph: Graph, rows: Value) -> list[Tensor]:
     return graph.add_many("DynamicQuantizeLinear", [rows], [rows.shape, (), ()], [np.uint8, np.float32, np.uint8])
 
 
-def int8_product(graph: Graph, rows: list[Tensor], weights: list[Tensor | np.ndarray]) -> Tensor:
+def int8_product(graph: Graph, rows: Sequence[Tensor | np.ndarray], weights: list[Tensor | np.ndarray]) -> Tensor:
     """MatMulIntegerToFloat, for activations that are quantized already."""
     (values, scale, zero), (integers, step) = rows, weights
     shape = (*values.shape[:-1], integers.shape[1])

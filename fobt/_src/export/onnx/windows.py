@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fobt._src.export.onnx.elementwise import Converter, elementwise, number_like
-from fobt._src.export.onnx.graph import Graph, Value
+from fobt._src.export.onnx.graph import Codes, Graph, Pending, Value
 from fobt._src.export.onnx.shapes import exact, window
 from fobt._src.export.onnx.types import Unsupported
 from fobt._src.export.weights import Weights
@@ -23,11 +23,33 @@ def convolution(graph: Graph, eqn: Any, images: Value, kernel: Value) -> Value:
 
     One of images with zeros between their pixels (`lhs_dilation`) is what ONNX calls a transposed convolution.
     """
-    params, numbers, out = eqn.params, eqn.params["dimension_numbers"], eqn.outvars[0].aval
+    params, out = eqn.params, eqn.outvars[0].aval
     if params["batch_group_count"] != 1:
         raise Unsupported(f"with batch_group_count {params['batch_group_count']}")
     if len(out.shape) - 2 > _MOST_SLIDING_AXES:
         raise Unsupported(f"along {len(out.shape) - 2} axes, of which onnxruntime takes {_MOST_SLIDING_AXES}")
+    if isinstance(images, Codes) and isinstance(kernel, Weights) and out.dtype == np.float32:
+        pending = _pending(graph, eqn, images, kernel)
+        if pending is not None:
+            return pending
+    return _computed(graph, eqn, images, kernel)
+
+
+def _pending(graph: Graph, eqn: Any, images: Codes, kernel: Weights) -> Pending | None:
+    """The convolution of codes as one that waits for what becomes of its output, if it can be one of integers."""
+    numbers, out = eqn.params["dimension_numbers"], eqn.outvars[0].aval
+    (batch, channels, *places), kernel_axes = numbers.lhs_spec, kernel.transpose(numbers.rhs_spec)
+    is_last = tuple(numbers.out_spec) == (0, len(out.shape) - 1, *range(1, len(out.shape) - 1))
+    if not is_last or not graph.form.takes_codes(eqn.params, kernel_axes):
+        return None
+    codes = graph.transpose(images, [batch, *places, channels])
+    assert isinstance(codes, Codes)
+    return Pending(tuple(out.shape), codes, kernel_axes, eqn.params, lambda: _computed(graph, eqn, images, kernel))
+
+
+def _computed(graph: Graph, eqn: Any, images: Value, kernel: Value) -> Value:
+    """The convolution as an array of floats."""
+    params, numbers, out = eqn.params, eqn.params["dimension_numbers"], eqn.outvars[0].aval
     dtype = np.dtype(out.dtype)
     if isinstance(kernel, Weights) and dtype == images.dtype:
         product = _in_integers(graph, eqn, images, kernel)
@@ -115,6 +137,8 @@ def _transposed(graph: Graph, params: Mapping[str, Any], images: Value, kernel: 
 
 def max_pooling(graph: Graph, eqn: Any, images: Value) -> Value:
     """Maxima over windows; padding never wins."""
+    if isinstance(images, Codes):
+        return images.moved(_pooling(graph, eqn, images.codes, "MaxPool"))
     return _pooling(graph, eqn, images, "MaxPool")
 
 
