@@ -146,8 +146,17 @@ def calibrated(params):
     return fobt.calibrate(optimizer, lambda weights, x: jnp.sum(weights["kernel"] * x), params, state, [batch])
 
 
+def rounded(params):
+    def loss(x, range):
+        range = fobt.moving_average_range(range, x, 0.5)
+        return jnp.sum(fobt.fake_quantize(x, range) + fobt.fake_quantize(x, range, bits=4, symmetric=True))
+
+    return jax.value_and_grad(loss, argnums=(0, 1))(params["kernel"], jnp.array([-1.0, 2.0], jnp.float32))
+
+
 TRACED = {
     "calibrate": calibrated,
+    "fake_quantize, moving_average_range": rounded,
     "binary, per_tensor, per_channel, per_block": projections(
         fobt.binary, fobt.per_tensor(), fobt.per_channel(), BLOCKS
     ),
@@ -204,6 +213,11 @@ def exported(convert, params, folder):
     return convert(lambda weights, x: x @ weights["kernel"], quantized, jnp.ones((2, 4), jnp.float32))
 
 
+def llama(params, folder):
+    quantized = {"kernel": fobt.linear(3)(jnp.tile(params["kernel"].astype(jnp.float32), 32))}
+    return fobt.export.to_gguf(lambda weights: weights, quantized, {})
+
+
 def report(params, folder):
     return str(fobt.export.operator_report(exported(FAST, params, folder)))
 
@@ -220,6 +234,7 @@ CONCRETE = {
     "plot_oscillations": figure,
     "to_onnx": functools.partial(exported, fobt.export.to_onnx),
     "to_litert": functools.partial(exported, fobt.export.to_litert),
+    "to_gguf": llama,
     "operator_report, OperatorReport, LeafOperator": report,
 }
 

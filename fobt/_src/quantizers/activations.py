@@ -124,6 +124,7 @@ def moving_average_range(range: ArrayLike, x: ArrayLike, momentum: ArrayLike) ->
     """
     check_number("momentum", momentum, "in [0, 1]", lambda m: 0 <= m <= 1)
     x = jax.lax.stop_gradient(jnp.asarray(x).astype(jnp.float32))
-    seen = jnp.stack([jnp.min(x, initial=0.0, where=jnp.isfinite(x)), jnp.max(x, initial=0.0, where=jnp.isfinite(x))])
+    x = jnp.where(jnp.isfinite(x), x, 0.0)
+    seen = jnp.stack([jnp.min(x, initial=0.0), jnp.max(x, initial=0.0)])
     momentum = jnp.asarray(momentum, jnp.float32)
     return momentum * jnp.asarray(range, jnp.float32) + (1 - momentum) * seen
