@@ -23,7 +23,7 @@ class FakeQuantize(nn.Module):
       bits: 2 to 8.
       symmetric: whether the zero point is in the middle.
       learned: whether the range is a parameter.
-      momentum: share of the moving average that stays, in [0, 1]; at first less, so that it is an average of all.
+      decay: share of the moving average that stays, in [0, 1]; at first less, so that it is an average of all.
 
     Example:
       >>> import fobt, jax
@@ -41,7 +41,7 @@ class FakeQuantize(nn.Module):
     bits: int = 8
     symmetric: bool = False
     learned: bool = False
-    momentum: float = 0.99
+    decay: float = 0.99
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -57,8 +57,8 @@ class FakeQuantize(nn.Module):
             range = self.variable("batch_stats", "range", jnp.zeros, (2,), jnp.float32).value
         holder = "params" if self.learned else "batch_stats"
         if self.is_mutable_collection(holder) and not self.is_initializing():
-            momentum = jnp.minimum(self.momentum, count.value / (count.value + 1))
-            range = moving_average_range(range, x, momentum)
+            decay = jnp.minimum(self.decay, count.value / (count.value + 1))
+            range = moving_average_range(range, x, decay)
             self.put_variable(holder, "range", range)
             count.value += 1
         return fake_quantize(x, range, bits=self.bits, symmetric=self.symmetric)

@@ -24,7 +24,7 @@ class FakeQuantize(nnx.Module):
       bits: 2 to 8.
       symmetric: whether the zero point is in the middle.
       learned: whether the range is a parameter.
-      momentum: share of the moving average that stays, in [0, 1]; at first less, so that it is an average of all.
+      decay: share of the moving average that stays, in [0, 1]; at first less, so that it is an average of all.
       use_running_average: whether the range stays as it is.
 
     Attributes:
@@ -49,10 +49,10 @@ class FakeQuantize(nnx.Module):
         bits: int = 8,
         symmetric: bool = False,
         learned: bool = False,
-        momentum: float = 0.99,
+        decay: float = 0.99,
         use_running_average: bool = False,
     ):
-        self.bits, self.symmetric, self.learned, self.momentum = bits, symmetric, learned, momentum
+        self.bits, self.symmetric, self.learned, self.decay = bits, symmetric, learned, decay
         self.use_running_average = use_running_average
         self.is_calibrating = False
         self.range: nnx.Variable[jax.Array] = (nnx.Param if learned else nnx.BatchStat)(jnp.zeros(2, jnp.float32))
@@ -67,8 +67,8 @@ class FakeQuantize(nnx.Module):
         """
         is_frozen = self.use_running_average if use_running_average is None else use_running_average
         if self.is_calibrating or not (self.learned or is_frozen):
-            momentum = jnp.minimum(self.momentum, self.count[...] / (self.count[...] + 1))
-            self.range[...] = moving_average_range(self.range[...], x, momentum)
+            decay = jnp.minimum(self.decay, self.count[...] / (self.count[...] + 1))
+            self.range[...] = moving_average_range(self.range[...], x, decay)
             self.count[...] += 1
         return fake_quantize(x, self.range[...], bits=self.bits, symmetric=self.symmetric)
 

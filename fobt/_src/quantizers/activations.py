@@ -99,22 +99,22 @@ def _round(x: jax.Array) -> jax.Array:
     return x + jax.lax.stop_gradient(jnp.round(x) - x)
 
 
-def moving_average_range(range: ArrayLike, x: ArrayLike, momentum: ArrayLike) -> jax.Array:
-    """The range of activations that were seen, for `fake_quantize`: momentum · range + (1 - momentum) · (min x, max x).
+def moving_average_range(range: ArrayLike, x: ArrayLike, decay: ArrayLike) -> jax.Array:
+    """The range of activations that were seen, for `fake_quantize`: decay · range + (1 - decay) · (min x, max x).
 
     Zero counts as seen, and what is not finite does not. No gradient passes.
 
     Args:
       range: (low, high), shape (2,).
       x: Activations of any shape and floating dtype.
-      momentum: Share of the range that stays, in [0, 1]. The modules of `fobt.linen` and `fobt.nnx` begin with 0 and
-        t/(t + 1), an average over all batches, until this reaches their momentum.
+      decay: Share of the range that stays, in [0, 1]. The modules of `fobt.linen` and `fobt.nnx` begin with 0 and
+        t/(t + 1), an average over all batches, until this reaches their decay.
 
     Returns:
       The range, float32, shape (2,).
 
     Raises:
-      ValueError: `momentum` is not in [0, 1].
+      ValueError: `decay` is not in [0, 1].
 
     Example:
       >>> import fobt
@@ -122,9 +122,9 @@ def moving_average_range(range: ArrayLike, x: ArrayLike, momentum: ArrayLike) ->
       >>> fobt.moving_average_range(jnp.array([-1.0, 2.0]), jnp.array([0.5, 4.0, jnp.nan]), 0.5)
       Array([-0.5,  3. ], dtype=float32)
     """
-    check_number("momentum", momentum, "in [0, 1]", lambda m: 0 <= m <= 1)
+    check_number("decay", decay, "in [0, 1]", lambda m: 0 <= m <= 1)
     x = jax.lax.stop_gradient(jnp.asarray(x).astype(jnp.float32))
     x = jnp.where(jnp.isfinite(x), x, 0.0)
     seen = jnp.stack([jnp.min(x, initial=0.0), jnp.max(x, initial=0.0)])
-    momentum = jnp.asarray(momentum, jnp.float32)
-    return momentum * jnp.asarray(range, jnp.float32) + (1 - momentum) * seen
+    decay = jnp.asarray(decay, jnp.float32)
+    return decay * jnp.asarray(range, jnp.float32) + (1 - decay) * seen

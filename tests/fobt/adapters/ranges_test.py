@@ -19,27 +19,27 @@ class LinenNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        x = fobt.linen.FakeQuantize(learned=self.learned, momentum=0.6, name="first")(x)
+        x = fobt.linen.FakeQuantize(learned=self.learned, decay=0.6, name="first")(x)
         x = nn.BatchNorm(use_running_average=not train, name="norm")(nn.Dense(4)(x))
-        return nn.Dense(1)(fobt.linen.FakeQuantize(learned=self.learned, momentum=0.6, name="second")(nn.relu(x)))
+        return nn.Dense(1)(fobt.linen.FakeQuantize(learned=self.learned, decay=0.6, name="second")(nn.relu(x)))
 
 
 class NNXNetwork(nnx.Module):
     def __init__(self, learned=False):
-        self.first = fobt.nnx.FakeQuantize(learned=learned, momentum=0.6)
+        self.first = fobt.nnx.FakeQuantize(learned=learned, decay=0.6)
         self.dense = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
         self.norm = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
-        self.second = fobt.nnx.FakeQuantize(learned=learned, momentum=0.6)
+        self.second = fobt.nnx.FakeQuantize(learned=learned, decay=0.6)
         self.last = nnx.Linear(4, 1, rngs=nnx.Rngs(1))
 
     def __call__(self, x):
         return self.last(self.second(nnx.relu(self.norm(self.dense(self.first(x))))))
 
 
-def averaged(momentum):
+def averaged(decay):
     range = np.zeros(2)
     for t, batch in enumerate(BATCHES):
-        share = min(momentum, t / (t + 1))
+        share = min(decay, t / (t + 1))
         range = share * range + (1 - share) * np.array([min(batch.min(), 0), max(batch.max(), 0)])
     return range
 

@@ -181,5 +181,5 @@ def test_errors():
         fobt.fake_quantize(1.0, jnp.zeros(3))
     with pytest.raises(ValueError, match=r"x must be a floating dtype"):
         fobt.fake_quantize(jnp.array([1]), jnp.zeros(2))
-    with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\], got 2"):
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\], got 2"):
         fobt.moving_average_range(jnp.zeros(2), 1.0, 2)
