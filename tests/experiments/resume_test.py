@@ -104,9 +104,9 @@ def test_runs_ended_at_several_points_go_on_exactly(
 
 
 def test_a_killed_process_goes_on_exactly(tmp_path: Path):
-    command = [sys.executable, "-m", "experiments.train", "digits_mlp", "--methods", "forward_backtrack", "--every", "2"]
-    command += ["--epochs", "2", "--limit", "256", "--batch-size", "4", "--width", "0.25", "--seeds", "0"]
-    command += ["--checkpoint-seconds", "0", "--output"]
+    command = [sys.executable, "-m", "experiments.train", "digits_mlp", "--methods", "forward_backtrack"]
+    command += ["--every", "2", "--epochs", "2", "--limit", "256", "--batch-size", "4", "--width", "0.25"]
+    command += ["--seeds", "0", "--checkpoint-seconds", "0", "--output"]
     environment = os.environ | {"XLA_FLAGS": ""}
 
     def start(name: str) -> subprocess.Popen:
