@@ -19,8 +19,8 @@ from fobt._src.quantizers.cache_chunks import fits_loops, project_in_chunks
 from fobt._src.quantizers.candidates import candidates
 from fobt._src.quantizers.granularity import Granularity, PerTensor
 from fobt._src.quantizers.grid import Grid
-from fobt._src.quantizers.rows import Rows, run_of_sample
 from fobt._src.quantizers.quantized import Quantized, scale_of_each
+from fobt._src.quantizers.rows import Rows, project_in_rows, run_of_sample
 
 Solver = Literal["exact", "candidates", "alternating"]
 
@@ -160,7 +160,7 @@ class Quantizer:
         previous = None if codes is None else jnp.abs(grouped("codes", codes))
 
         if self.batch_key(weights) is not None:
-            return self.of_all([weights], [None if curvature is None else c])[0]
+            return self.of_all([weights], None if curvature is None else [c])[0]
         if self.grid.spacing == "binary":
             scale = self._binary_scale(w, c, members, axes)
             signed_codes = jnp.where(w < 0, -1, 1)
@@ -180,20 +180,11 @@ class Quantizer:
         of_tensor = isinstance(self.granularity, PerTensor)
         return run_of_sample(weights.size) if is_taken and of_tensor else None
 
-    def of_all(self, weights: Sequence[jax.Array], curvatures: Sequence[jax.Array | None]) -> list[Quantized]:
-        """`__call__` of several tensors, alike in `batch_key` and in having a curvature of their shape."""
-        dtype = np.promote_types(weights[0].dtype, jnp.float32)
-        rows = Rows(tuple(x.shape for x in weights))
-        members = rows.members()
-        w = rows.join([x.astype(dtype) for x in weights])
-        given = [x.astype(dtype) for x in curvatures if x is not None]
-        c = rows.join(given) if given else jnp.broadcast_to(members, w.shape).astype(dtype)
-        codes, scale = self._project_sides(w, c, members, axes=(1, 2), rows=rows)
-        scale = jnp.broadcast_to(scale, (*scale.shape[:-3], len(w), 1, 1))[..., rows.starts, 0, 0]
-        return [
-            self._quantized(x, code, scale[..., i])
-            for i, (x, code) in enumerate(zip(weights, rows.split(codes), strict=True))
-        ]
+    @partial(jax.jit, static_argnums=0)
+    def of_all(self, weights: Sequence[jax.Array], curvatures: Sequence[jax.Array] | None) -> list[Quantized]:
+        """`__call__` of several tensors, alike in `batch_key`, with curvatures of their shapes or without."""
+        codes, scales = project_in_rows(self._project_sides, weights, curvatures)
+        return [self._quantized(*of_tensor) for of_tensor in zip(weights, codes, scales, strict=True)]
 
     def _project_sides(
         self,

@@ -64,7 +64,7 @@ class Rows:
             np.clip(math.prod(shape) - _ROW * np.arange(count), 0, _ROW)
             for shape, count in zip(self.shapes, self.counts, strict=True)
         ]
-        places = jnp.arange(_ROW).reshape(LENGTH, LANES)
+        places = jnp.arange(_ROW).reshape(1, LENGTH, LANES)
         return places < jnp.asarray(np.concatenate(filled))[:, None, None]
 
     def split(self, rows: jax.Array) -> list[jax.Array]:
@@ -80,8 +80,28 @@ class Rows:
         if len(self.shapes) == 1:
             reduce = jnp.sum if operation is jax.lax.add else jnp.max
             return reduce(of_rows, 0, keepdims=True)
+        # No product with ones and zeros, which would spread NaN.
+        reduce_segments = jax.ops.segment_sum if operation is jax.lax.add else jax.ops.segment_max
         tensors = np.repeat(np.arange(len(self.counts)), self.counts)
-        if operation is jax.lax.add:
-            one = jnp.asarray(tensors[None] == np.arange(len(self.counts))[:, None], of_rows.dtype)
-            return jnp.matmul(one, of_rows, precision="highest")[tensors]
-        return jax.ops.segment_max(of_rows, tensors, len(self.counts), indices_are_sorted=True)[tensors]
+        return reduce_segments(of_rows, tensors, len(self.counts), indices_are_sorted=True)[tensors]
+
+
+def project_in_rows(
+    project: Callable[..., tuple[jax.Array, jax.Array]],
+    weights: Sequence[jax.Array],
+    curvatures: Sequence[jax.Array] | None,
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Codes and scales of tensors, in float32 or wider.
+
+    Args:
+      project: from weights, curvature and members in grouped form, axes and rows to codes and scales.
+      weights: of `run_of_sample` in common.
+      curvatures: in their shapes; None means 1.
+    """
+    rows = Rows(tuple(x.shape for x in weights))
+    dtype = np.promote_types(weights[0].dtype, np.float32)
+    w, members = rows.join(weights).astype(dtype), rows.members()
+    c = jnp.broadcast_to(members, w.shape) if curvatures is None else rows.join(curvatures)
+    codes, scale = project(w, c.astype(dtype), members, axes=(1, 2), rows=rows)
+    of_rows = jnp.broadcast_to(scale, (*scale.shape[:-3], len(w), 1, 1))
+    return rows.split(codes), [of_rows[..., start, 0, 0] for start in rows.starts]

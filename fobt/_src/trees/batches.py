@@ -26,8 +26,9 @@ def quantize_leaves(
             results[i] = quantizer(leaf, curvature)
         else:
             batches.setdefault((quantizer, key, weights.dtype, curvature is None), []).append(i)
-    for (quantizer, *_), places in batches.items():
-        projected = quantizer.of_all(*([jnp.asarray(xs[i]) if xs[i] is not None else None for i in places] for xs in (leaves, curvatures)))
+    for (quantizer, *_, is_unweighted), places in batches.items():
+        ws, cs = ([jnp.asarray(xs[i]) for i in places if xs[i] is not None] for xs in (leaves, curvatures))
+        projected = quantizer.of_all(ws, None if is_unweighted else cs)
         for i, of_leaf in zip(places, projected, strict=True):
             results[i] = of_leaf
     return results
