@@ -20,7 +20,7 @@ import numpy as np
 LENGTH, LANES = 8, 64
 _ROW = LENGTH * LANES
 # Of so many weights a sample chooses among the candidates: two of four, or two of eight.
-_SAMPLED, _SAMPLED_LESS = 2**14, 2**17
+_SAMPLED, _SAMPLED_LESS = 2**16, 2**17
 # Larger tensors gain nothing from company: the copies take longer.
 _LARGEST = 2**19
 

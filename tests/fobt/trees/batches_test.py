@@ -9,7 +9,7 @@ import fobt
 from fobt._src.quantizers import quantizer as quantizer_module
 
 # Below a row, of an odd size, a whole number of rows; the last is sampled.
-SHAPES = [(7, 9), (5, 5, 29), (32, 16), (129, 131)]
+SHAPES = [(7, 9), (5, 5, 29), (32, 16), (257, 259)]
 
 
 def draw(seed, bound=6.0):
@@ -36,11 +36,11 @@ def together(params, curvature, quantizer):
 
 
 def assert_as_good(params, curvature, found, alone):
-    """Sums in another order may choose another α that is as good, to what rounding and a sample can tell."""
+    """Sums in another order, and another sample, may choose another α that is about as good."""
     for path, w in params.items():
         c = 1 if curvature is None else np.where(np.isinf(curvature[path]), 0, np.float64(curvature[path]))
         ours, theirs = (np.sum(c * (np.float64(w) - np.float64(q[path])) ** 2) for q in (found, alone))
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, err_msg=path)
+        np.testing.assert_allclose(ours, theirs, rtol=5e-4, err_msg=path)
         assert found[path].dtype == w.dtype
 
 
