@@ -2,7 +2,8 @@
 
 Projections of one 2048×2048 tensor against one Adam update of it, and their time against its size; training steps
 against a float32 Adam step, two-stage and one-gradient steps against loss-aware ones, steps whose oscillations are
-tracked against those that are not; what steps need of memory and of the compiler; packed weights against float32 ones.
+tracked against those that are not; what steps need of memory and of the compiler, also where leaves are many; packed
+weights against float32 ones.
 """
 
 import dataclasses
@@ -15,13 +16,14 @@ from rich.console import Console
 from experiments.core.cli import parse_options
 from experiments.core.config import require
 from experiments.core.records import read_json, write_results
+from experiments.costs.compilation import compilation_ratios
 from experiments.costs.memory import accumulation_ratios, memory_ratios, state_ratios
 from experiments.costs.packing import packing_ratios, product_ratios
 from experiments.costs.projections import exponents, projection_ratios, scaling
 from experiments.costs.steps import TIMED, branch_ratios, instrument_ratios, step_ratios
 from experiments.reporting.tables import Columns, markdown
 
-Part: TypeAlias = Literal["projections", "scaling", "steps", "memory", "packing"]
+Part: TypeAlias = Literal["projections", "scaling", "steps", "memory", "compilation", "packing"]
 Network: TypeAlias = Literal["mlp", "lenet5", "resnet18", "transformer"]
 SIDE = 2048
 SIZES = tuple(round(10**exponent) for exponent in (4, 4.5, 5, 5.5, 6, 6.5, 7))
@@ -131,6 +133,8 @@ def measure(part: Part, config: BenchmarkConfig) -> list[dict[str, Any]]:
     if part == "memory":
         rows = state_ratios("mlp") + accumulation_ratios("mlp", 1000)
         return rows + [row for name, size in (("mlp", 100), ("lenet5", 128)) for row in memory_ratios(name, size, 3)]
+    if part == "compilation":
+        return compilation_ratios(min(rounds, 3))
     if part == "packing":
         return packing_ratios(SIDE, rounds) + [
             row for batch_size in (1, 100) for row in product_ratios(SIDE, batch_size, rounds)

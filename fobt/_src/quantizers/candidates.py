@@ -25,6 +25,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from fobt._src.quantizers.grid import Grid
+from fobt._src.quantizers.rows import LANES, LENGTH, Rows, run_of_sample
 from fobt._src.quantizers.solvers import (
     Problem,
     Scales,
@@ -62,14 +63,15 @@ def candidates(problem: Problem, grid: Grid) -> Scales:
     """The α that assigns and the one that fits, for every group; not for the binary grid."""
     if not problem.r.size:
         return fitted_to(problem, grid, jnp.ones(()))
-    sample = _sample(problem)
+    sample = _sample(problem) if problem.rows is None else _sample_of_rows(problem, problem.rows)
     changes = math.prod(sample.r.shape[axis] for axis in sample.axes) * grid.max_code
-    if changes <= _FEW_CHANGES:
+    if changes <= _FEW_CHANGES and problem.rows is None:
         return fitted_to(problem, grid, _best_change(sample, grid))
     assigning = _best_ratio(sample, grid)
     if sample.r.size == problem.r.size:
         return fitted_to(problem, grid, assigning)
-    return _by_secant(problem, grid, assigning.reshape((1,) * problem.r.ndim))
+    one_of_each = assigning if problem.rows is not None else assigning.reshape((1,) * problem.r.ndim)
+    return _by_secant(problem, grid, one_of_each)
 
 
 def _best_ratio(problem: Problem, grid: Grid) -> jax.Array:
@@ -77,11 +79,11 @@ def _best_ratio(problem: Problem, grid: Grid) -> jax.Array:
     r, c, axes = problem.r, problem.curvature, problem.axes
     is_rough = (grid.spacing, grid.bits) in _RANGES
     least, most = _RANGES.get((grid.spacing, grid.bits), _FINE_RANGES[grid.spacing])
-    count, zooms, steps = (*_OF_GROUPS, grid.bits - 1) if is_rough and len(axes) < r.ndim else _OF_TENSORS
+    count, zooms, steps = (*_OF_GROUPS, grid.bits - 1) if is_rough and not problem.is_of_tensors else _OF_TENSORS
     modelled = _least_modelled_error(problem, grid, steps)
     # Where few weights have most of Σ C r², far beyond that minimum, the best α may be their size.
     energy = c * r * r
-    of_energy = ratio(*joint_sum(energy * jnp.sqrt(r), energy, axes)) ** 2
+    of_energy = ratio(*joint_sum(energy * jnp.sqrt(r), energy, axes, problem.rows)) ** 2
     span = jnp.log(jnp.maximum(most * modelled, _BEYOND * of_energy) / (least * modelled))
     # As many again between the two neighbours of the best one, which is in their middle.
     places = [np.linspace(0, 1, count)]
@@ -146,7 +148,7 @@ def _by_secant(problem: Problem, grid: Grid, alpha: jax.Array) -> Scales:
 def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
     """Σ C r β and Σ C β² of the levels β nearest to r / α, for candidates α along a leading axis."""
     r, c, inverse = problem.r, problem.curvature, grid.steps_per_level / alphas
-    axis, run = run_axis(r, problem.axes)
+    axis, run = run_axis(r, problem.axes) if problem.rows is None else (1, 0)
 
     def terms(r: jax.Array, c: jax.Array, inverse: jax.Array) -> Scales:
         levels = grid.nearest_steps(r * inverse)
@@ -154,7 +156,10 @@ def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
         return weighted * r, weighted * levels
 
     axes = tuple(other + 1 for other in problem.axes)
-    if run == 1:
+    if problem.rows is not None:
+        columns = joint_reduce(*terms(r[:, None], c[:, None], jnp.moveaxis(inverse, 0, 1)), (2,), 0, jax.lax.add)
+        x, y = (problem.rows.over_tensors(jnp.sum(sums, -1), jax.lax.add).T[..., None, None] for sums in columns)
+    elif run == 1:
         x, y = reduce_rest(*terms(r[None], c[None], inverse), axes, 0, jax.lax.add)
     else:  # Candidates are the axis before that of the runs, so that each run is read from the nearest cache.
         (r, rest_r), (c, rest_c) = (split_runs(array, axis, run) for array in (r, c))
@@ -174,12 +179,12 @@ def _least_modelled_error(problem: Problem, grid: Grid, steps: int) -> jax.Array
     # Of a logarithmic grid the part of the error that grows with α is what lies below the first midpoint and becomes 0.
     kappa = 1 / (12 * grid.max_code**2) if grid.spacing == "linear" else float(grid.midpoints[0]) ** 2
     r, c, axes = problem.r, problem.curvature, problem.axes
-    moment, total = joint_sum(c * r, c, axes)
+    moment, total = joint_sum(c * r, c, axes, problem.rows)
     mean = ratio(moment, total)
 
     def newton(_: jax.Array, alpha: jax.Array) -> jax.Array:
         above = jnp.where(r > alpha, c, 0)
-        moment, clipped = joint_sum(above * r, above, axes)
+        moment, clipped = joint_sum(above * r, above, axes, problem.rows)
         return jnp.maximum(moment / jnp.where(total > 0, kappa * total + clipped, 1), mean)
 
     return jax.lax.fori_loop(0, steps, newton, mean * (grid.bits / 2))
@@ -191,7 +196,7 @@ def _sample(problem: Problem) -> Problem:
     The weight with the largest C r², which the outliers are among, counts for itself, and one other for all others.
     """
     r, c = problem.r, problem.without_pinned(problem.curvature)
-    if len(problem.axes) < r.ndim or r.size < _LEAST_RUN * _RUNS:
+    if not problem.is_of_tensors or r.size < _LEAST_RUN * _RUNS:
         return dataclasses.replace(problem, curvature=c, is_finite=True)
     # Rows are taken whole, where there are enough.
     has_rows = r.ndim > 1 and max(r.shape[:-1]) * _RUNS >= r.size
@@ -206,7 +211,25 @@ def _sample(problem: Problem) -> Problem:
         x = jax.lax.slice_in_dim(x, 0, rows * length, axis=axis)
         return x.reshape(*x.shape[:axis], rows, length // _LEAST_RUN, _LEAST_RUN, *x.shape[axis + 1 :])
 
-    r, c = in_runs(r), in_runs(c)
+    sampled = _two_of_each_run(in_runs(r), in_runs(c), axis)
+    return Problem(*sampled, problem.members, tuple(range(r.ndim + 1)), True)
+
+
+def _sample_of_rows(problem: Problem, rows: Rows) -> Problem:
+    """The same of the columns of rows, as many as tensors of that size want."""
+    r, c = problem.r, problem.without_pinned(problem.curvature)
+    run = run_of_sample(max(map(math.prod, rows.shapes)))
+    if run is None or run == 1:
+        return dataclasses.replace(problem, curvature=c, is_finite=True)
+    in_runs = (len(r), LENGTH // run, run // _LEAST_RUN, _LEAST_RUN, LANES)
+    sampled = _two_of_each_run(r.reshape(in_runs), c.reshape(in_runs), 1)
+    r, c = (jnp.moveaxis(x, 0, 1).reshape(len(r), LENGTH, -1) for x in sampled)
+    return Problem(r, c, problem.members, problem.axes, True, rows)
+
+
+def _two_of_each_run(r: jax.Array, c: jax.Array, axis: int) -> Scales:
+    """Magnitudes and curvature of two weights of each run, which the two axes behind `axis` are, along a new axis."""
+    length = r.shape[axis + 1] * r.shape[axis + 2]
     zero = jnp.zeros((), r.dtype)
 
     def larger(p: tuple[jax.Array, ...], q: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -219,6 +242,4 @@ def _sample(problem: Problem) -> Problem:
     other_r, other_c = (x[(slice(None),) * (axis + 1) + (-1, -1)] for x in (r, c))
     other_c = jnp.where(other_c * other_r * other_r < energy, other_c * (length - 1), 0)
     # A new axis: to lengthen one would move what lies on several devices.
-    return Problem(
-        jnp.stack([of_r, other_r]), jnp.stack([of_c, other_c]), problem.members, tuple(range(r.ndim - 1)), True
-    )
+    return jnp.stack([of_r, other_r]), jnp.stack([of_c, other_c])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import operator
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal, get_args
 
@@ -19,6 +20,7 @@ from fobt._src.quantizers.candidates import candidates
 from fobt._src.quantizers.granularity import Granularity, PerTensor
 from fobt._src.quantizers.grid import Grid
 from fobt._src.quantizers.quantized import Quantized, scale_of_each
+from fobt._src.quantizers.rows import Rows, project_in_rows, run_of_sample
 
 Solver = Literal["exact", "candidates", "alternating"]
 
@@ -157,6 +159,8 @@ class Quantizer:
         c = (members.astype(dtype) if curvature is None else grouped("curvature", curvature)) * jnp.ones_like(w)
         previous = None if codes is None else jnp.abs(grouped("codes", codes))
 
+        if self.batch_key(weights) is not None:
+            return self.of_all([weights], None if curvature is None else [c])[0]
         if self.grid.spacing == "binary":
             scale = self._binary_scale(w, c, members, axes)
             signed_codes = jnp.where(w < 0, -1, 1)
@@ -170,6 +174,18 @@ class Quantizer:
         scale = split.squeeze(scale) if self.scales == 1 else jnp.stack([split.squeeze(x) for x in scale])
         return self._quantized(weights, signed_codes, scale)
 
+    def batch_key(self, weights: jax.Array) -> int | None:
+        """What tensors must have in common that `of_all` projects together; None for those that it does not take."""
+        is_taken = self.solver == "candidates" and self.grid.spacing != "binary" and fits_loops(weights)
+        of_tensor = isinstance(self.granularity, PerTensor)
+        return run_of_sample(weights.size) if is_taken and of_tensor else None
+
+    @partial(jax.jit, static_argnums=0)
+    def of_all(self, weights: Sequence[jax.Array], curvatures: Sequence[jax.Array] | None) -> list[Quantized]:
+        """`__call__` of several tensors, alike in `batch_key`, with curvatures of their shapes or without."""
+        codes, scales = project_in_rows(self._project_sides, weights, curvatures)
+        return [self._quantized(*of_tensor) for of_tensor in zip(weights, codes, scales, strict=True)]
+
     def _project_sides(
         self,
         w: jax.Array,
@@ -178,17 +194,19 @@ class Quantizer:
         previous: jax.Array | None = None,
         *,
         axes: tuple[int, ...],
+        rows: Rows | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Signed codes, int8, and scales, in grouped form; with two scales along a new leading axis."""
 
         def project(side: jax.Array, members: jax.Array) -> tuple[jax.Array, jax.Array]:
             unpinned = members & ~solvers.is_pinned(c)
-            largest, largest_unpinned = solvers.joint_max(side, jnp.where(unpinned, side, -1), axes)
+            largest, largest_unpinned = solvers.joint_max(side, jnp.where(unpinned, side, -1), axes, rows)
             # Where all are pinned they set the scale; what is not finite shall not pass as finite; nothing has scale 0.
             largest = jnp.where(
                 jnp.isfinite(largest) & (largest_unpinned >= 0), largest_unpinned, jnp.maximum(largest, 0)
             )
-            problem = solvers.Problem(solvers.normalise(side, largest), c, members.astype(w.dtype), axes)
+            r = solvers.normalise(side, largest)
+            problem = solvers.Problem(r, c, members.astype(w.dtype), axes, rows=rows)
             return self._project(problem, largest, None if previous is None else previous * members)
 
         if self.scales == 1:

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from fobt._src.quantizers.grid import Grid
+from fobt._src.quantizers.rows import Rows
 
 Scales: TypeAlias = tuple[jax.Array, jax.Array]
 
@@ -51,6 +52,7 @@ class Problem:
       members: 1 for weights, 0 for places that only fill up the grouped form; broadcastable to `r`.
       axes: the axes over which a group extends.
       is_finite: whether no weight is pinned.
+      rows: where `r` has the rows of tensors with a scale each, of which `axes` are those within a row.
     """
 
     r: jax.Array
@@ -58,6 +60,12 @@ class Problem:
     members: jax.Array
     axes: tuple[int, ...]
     is_finite: bool = False
+    rows: Rows | None = None
+
+    @property
+    def is_of_tensors(self) -> bool:
+        """Whether groups are whole tensors."""
+        return self.rows is not None or len(self.axes) == self.r.ndim
 
     def without_pinned(self, x: jax.Array) -> jax.Array:
         """x, and 0 where weights are pinned.
@@ -83,7 +91,7 @@ def normalise(weights: jax.Array, largest: jax.Array) -> jax.Array:
 def closed_form(problem: Problem, default: jax.Array) -> jax.Array:
     """Binary grid: every level is 1, so α = Σ C r / Σ C, or `default` where there is no curvature."""
     c = problem.without_pinned(problem.curvature)
-    numerator, denominator = joint_sum(c * problem.r, c, problem.axes)
+    numerator, denominator = joint_sum(c * problem.r, c, problem.axes, problem.rows)
     return jnp.where(denominator == 0, default, numerator / jnp.where(denominator == 0, 1, denominator))
 
 
@@ -173,9 +181,11 @@ def fit(problem: Problem, grid: Grid, assigning: jax.Array) -> jax.Array:
 
 def fit_and_gain(problem: Problem, grid: Grid, assigning: jax.Array) -> Scales:
     """The α that fits the levels nearest to r / assigning, and by how much the objective is below ½ Σ C r², times 2."""
-    levels = grid.nearest_levels(problem.r * (1 / assigning))
-    weighted = problem.without_pinned(problem.curvature * levels)
-    numerator, denominator = joint_sum(weighted * problem.r, weighted * levels, problem.axes)
+    per_level = grid.steps_per_level
+    steps = grid.nearest_steps(problem.r * (per_level / assigning))
+    weighted = problem.without_pinned(problem.curvature * steps)
+    x, y = joint_sum(weighted * problem.r, weighted * steps, problem.axes, problem.rows)
+    numerator, denominator = x / per_level, y / per_level**2
     fitted = ratio(numerator, denominator)
     return fitted, numerator * fitted
 
@@ -186,14 +196,18 @@ def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     return jnp.where(undefined, 1, numerator / jnp.where(undefined, 1, denominator))
 
 
-def joint_sum(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Σ x and Σ y over the axes, `keepdims`."""
-    return _reduced(x, y, axes, 0, jax.lax.add)
+def joint_sum(
+    x: jax.Array, y: jax.Array, axes: tuple[int, ...], rows: Rows | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Σ x and Σ y over the axes, `keepdims`, and over the rows of each tensor."""
+    return _reduced(x, y, axes, rows, 0, jax.lax.add)
 
 
-def joint_max(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """The largest of x ≥ -1 and of y ≥ -1 over the axes, `keepdims`; -1 where there is none."""
-    return _reduced(x, y, axes, -1, jax.lax.max)
+def joint_max(
+    x: jax.Array, y: jax.Array, axes: tuple[int, ...], rows: Rows | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """The largest of x ≥ -1 and of y ≥ -1, as `joint_sum`; -1 where there is none."""
+    return _reduced(x, y, axes, rows, -1, jax.lax.max)
 
 
 def joint_reduce(
@@ -232,9 +246,19 @@ def run_axis(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _reduced(
-    x: jax.Array, y: jax.Array, axes: tuple[int, ...], initial: float, operation: Callable[[Any, Any], Any]
+    x: jax.Array,
+    y: jax.Array,
+    axes: tuple[int, ...],
+    rows: Rows | None,
+    initial: float,
+    operation: Callable[[Any, Any], Any],
 ) -> tuple[jax.Array, jax.Array]:
     """Two arrays reduced over the axes, `keepdims`, first over short runs of one of them."""
+    if rows is not None:
+        columns = joint_reduce(x, y, (1,), initial, operation)
+        of_lanes = jnp.sum if operation is jax.lax.add else jnp.max
+        x, y = (rows.over_tensors(of_lanes(column, 1), operation)[:, None, None] for column in columns)
+        return x, y
     axis, run = run_axis(x, axes)
     if run == 1:
         return reduce_rest(x, y, axes, initial, operation)

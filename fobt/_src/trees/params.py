@@ -9,6 +9,7 @@ import optax
 
 from fobt._src.packed.packing import Packed
 from fobt._src.quantizers.quantized import Quantized
+from fobt._src.trees.batches import quantize_leaves
 from fobt._src.trees.curvature import curvatures
 from fobt._src.trees.leaves import TreeQuantizer, leaf_quantizers
 
@@ -59,12 +60,7 @@ def quantize(params: optax.Params, state: optax.OptState | None, quantizer: Tree
     """
     leaves, structure = jax.tree.flatten(params)
     quantizers = leaf_quantizers(quantizer, params)
-    quantized = [
-        leaf if quantize_leaf is None else quantize_leaf(leaf, curvature)
-        for leaf, quantize_leaf, curvature in zip(
-            leaves, quantizers, curvatures(params, state, quantizers), strict=True
-        )
-    ]
+    quantized = quantize_leaves(leaves, quantizers, curvatures(params, state, quantizers))
     return jax.tree.unflatten(structure, quantized)
 
 
