@@ -31,9 +31,11 @@ from fobt._src.optimizers.around import around
 from fobt._src.optimizers.blending import blend_trees, check_arguments, is_two_stage, squares_finite
 from fobt._src.optimizers.preconditioner import Preconditioner, adam_preconditioner
 from fobt._src.optimizers.quantized_optimizer import QuantizedOptimizer
+from fobt._src.trees.batches import quantize_leaves
 from fobt._src.trees.bounds import check_bounds, clip_updates
 from fobt._src.trees.grad_fn import GradFn
 from fobt._src.trees.leaves import TreeQuantizer, check_quantizer, leaf_quantizers
+from fobt._src.trees.params import dequantize
 
 
 def forward_backtrack(
@@ -188,13 +190,10 @@ def forward_backtrack(
             return steps if weight_bounds is None else clip_updates(steps, params, weight_bounds, quantizers)
 
         def project(latents: optax.Params, curvature: optax.Updates) -> optax.Params:
-            """P, leaf by leaf."""
+            """P, of every leaf."""
             leaves, structure = jax.tree.flatten(latents)
-            projected = [
-                w if quantize is None else quantize(w, c).dequantize()
-                for w, c, quantize in zip(leaves, jax.tree.leaves(curvature), quantizers, strict=True)
-            ]
-            return jax.tree.unflatten(structure, projected)
+            projected = quantize_leaves(leaves, quantizers, jax.tree.leaves(curvature))
+            return dequantize(jax.tree.unflatten(structure, projected))
 
         grads = transform(updates)
         direction, curvature, plain_state = preconditioner.update(grads, state)
