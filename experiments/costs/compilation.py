@@ -63,7 +63,7 @@ def _step_compiler(shapes: Sequence[tuple[int, int]], quantizer: Any) -> Callabl
 
     def loss_fn(weights: Any, inputs: jax.Array) -> jax.Array:
         outputs = (
-            jax.nn.relu(inputs[:, : layer["kernel"].shape[0]] @ layer["kernel"] + layer["bias"])
+            jax.nn.relu(inputs[:, : layer["kernel"].shape[0]] @ layer["kernel"] + layer["bias"][None])
             for layer in weights.values()
         )
         return sum((jnp.mean(jnp.square(x)) for x in outputs), jnp.zeros(()))
