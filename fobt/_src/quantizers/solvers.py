@@ -185,9 +185,8 @@ def fit_and_gain(problem: Problem, grid: Grid, assigning: jax.Array) -> Scales:
     steps = grid.nearest_steps(problem.r * (per_level / assigning))
     weighted = problem.without_pinned(problem.curvature * steps)
     x, y = joint_sum(weighted * problem.r, weighted * steps, problem.axes, problem.rows)
-    numerator, denominator = x / per_level, y / per_level**2
-    fitted = ratio(numerator, denominator)
-    return fitted, numerator * fitted
+    fitted = ratio(per_level * x, y)
+    return fitted, x / per_level * fitted
 
 
 def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
