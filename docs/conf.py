@@ -29,6 +29,7 @@ html_css_files = ["site.css"]
 html_theme_options = {"home_page_in_toc": True, "navbar_persistent": []}
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 2  # links to a section of another page
 
 # Code cells run when the site is built, and again only where a page has changed. An error in one ends the build.
 nb_execution_mode = "cache"
