@@ -1,6 +1,7 @@
 """Models run by onnxruntime, and inputs for them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,13 +13,24 @@ import onnxruntime
 import fobt
 
 
-def run(model: onnx.ModelProto, *inputs: np.ndarray) -> list[np.ndarray]:
-    """The outputs of a model that the checker has passed, in a session with default options."""
+def run(model: onnx.ModelProto, *inputs: Any, path: Path | None = None) -> list[np.ndarray]:
+    """The outputs of a model that the checker has passed, in a session with default options.
+
+    `path` is where the optimised graph is written, if anywhere.
+    """
     onnx.checker.check_model(model, full_check=True)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if path is not None:
+        options.optimized_model_filepath = str(path)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, {put.name: np.asarray(x) for put, x in zip(session.get_inputs(), inputs, strict=True)})
+
+
+def output(model: onnx.ModelProto, *inputs: Any, path: Path | None = None) -> np.ndarray:
+    """The only output of a model, as `run` gives it."""
+    (result,) = run(model, *inputs, path=path)
+    return result
 
 
 def free_batch(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:

@@ -1,4 +1,4 @@
-"""Tensors with one scale each in one array, so that a program has one projection for all of them, whatever their shape.
+"""Tensors with one scale each in one array: a program has one projection for many of them, whatever their shape.
 
 The weights of each tensor fill whole rows of `LENGTH` × `LANES` places, one tensor after another, zeros where they end.
 XLA's compiler takes most of a second for a projection, and about as long for each further shape; and on CPU a joint
@@ -21,7 +21,7 @@ LENGTH, LANES = 8, 64
 _ROW = LENGTH * LANES
 # Of so many weights a sample chooses among the candidates: two of four, or two of eight.
 _SAMPLED, _SAMPLED_LESS = 2**16, 2**17
-# Larger tensors gain nothing from company: the copies take longer.
+# Of larger tensors the copies take longer than what the short axis saves.
 _LARGEST = 2**19
 
 

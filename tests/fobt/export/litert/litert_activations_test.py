@@ -4,29 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from activation_cases import HIDDEN, INPUTS, convolution
+from activation_cases import network as unrounded_scores
 from flax import linen as nn
 from litert_cases import GRIDS, TensorType, flatbuffer_utils, leaf, normal, run
 
 import fobt
 
-INPUTS, HIDDEN, SCORES = jnp.array([-2.0, 3.1]), jnp.array([0.0, 4.0]), jnp.array([-9.0, 9.0])
+SCORES = jnp.array([-9.0, 9.0])
 FLOATS = {"QUANTIZE": 1, "DEQUANTIZE": 1}  # of inputs and of outputs
 
 
-def convolution(images, kernel, **options):
-    options = {"window_strides": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC"), "padding": "SAME", **options}
-    return jax.lax.conv_general_dilated(images, kernel, **options)
-
-
 def network(w, images):
-    """A depthwise kernel, a bias behind pooling, pooling behind ReLU, a flattened image, dense layers."""
-    x = convolution(fobt.fake_quantize(images, INPUTS), w["first"])
-    x = nn.max_pool(x, (2, 2), (2, 2)) + w["first_bias"][None, None, None]
-    x = convolution(fobt.fake_quantize(nn.relu(x), HIDDEN), w["second"], window_strides=(1, 2))
-    x = nn.max_pool(nn.relu(x + w["second_bias"][None, None, None]), (2, 2), (2, 2))
-    x = fobt.fake_quantize(x, HIDDEN).reshape(x.shape[0], -1)
-    x = fobt.fake_quantize(nn.relu(x @ w["third"] + w["third_bias"][None]), HIDDEN)
-    return fobt.fake_quantize(x @ w["last"], SCORES)
+    """Of integers only: the scores are rounded, too; the first kernel is a depthwise one."""
+    return fobt.fake_quantize(unrounded_scores(w, images), SCORES)
 
 
 def weights_of(grid):

@@ -6,13 +6,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from activation_cases import HIDDEN, INPUTS, convolution, network
 from flax import linen as nn
-from onnx_cases import free_batch, normal
+from onnx_cases import free_batch, normal, output
 
 import fobt
 from fobt._src.quantizers.grid import Grid
 
-INPUTS, HIDDEN = jnp.array([-2.0, 3.1]), jnp.array([0.0, 4.0])
 SPREAD = jnp.array([-1.0, 4.0])  # with levels below zero
 GRIDS = {"binary": Grid("binary", 1), "ternary": Grid("linear", 2), "linear 4": Grid("linear", 4)}
 
@@ -40,40 +40,14 @@ def codes_of(x, range):
     return np.clip(np.round(np.asarray(x, np.float64) / scale) + zero, 0, 255).astype(np.int64)
 
 
-def run(model, *inputs, path=None):
-    onnx.checker.check_model(model, full_check=True)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if path is not None:
-        options.optimized_model_filepath = str(path)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {put.name: np.asarray(x) for put, x in zip(session.get_inputs(), inputs, strict=True)})[0]
-
-
 def optimized(model, x, path):
     """The operators that onnxruntime runs, in order."""
-    run(model, x, path=path / "optimized.onnx")
+    output(model, x, path=path / "optimized.onnx")
     return [node.op_type for node in onnx.load(path / "optimized.onnx").graph.node]
 
 
 def operators(model):
     return {entry.path: entry.operator for entry in fobt.export.operator_report(model).leaves}
-
-
-def convolution(images, kernel, padding="SAME", **options):
-    options = {"window_strides": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC"), **options}
-    return jax.lax.conv_general_dilated(images, kernel, padding=padding, **options)
-
-
-def network(w, images):
-    """LeNet5 in small: bias behind the pooling, pooling behind ReLU, a flattened image, a dense layer."""
-    x = convolution(fobt.fake_quantize(images, INPUTS), w["first"])
-    x = nn.max_pool(x, (2, 2), (2, 2)) + w["first_bias"][None, None, None]
-    x = convolution(fobt.fake_quantize(nn.relu(x), HIDDEN), w["second"], window_strides=(1, 2))
-    x = nn.max_pool(nn.relu(x + w["second_bias"][None, None, None]), (2, 2), (2, 2))
-    x = fobt.fake_quantize(x, HIDDEN).reshape(x.shape[0], -1)
-    x = fobt.fake_quantize(nn.relu(x @ w["third"] + w["third_bias"][None]), HIDDEN)
-    return x @ w["last"]
 
 
 def weights_of(grid, per_output=False):
@@ -91,7 +65,7 @@ def test_a_network_in_integers_is_that_of_jax_to_the_last_bit_of_activations(gri
     quantized, x = weights_of(grid, per_output), normal(20, 8, 8, 2)
     expected = np.asarray(jax.jit(network)(fobt.dequantize(quantized), x))
     model = fobt.export.to_onnx(network, quantized, free_batch(8, 8, 2), form="fast")
-    got = run(model, x)
+    got = output(model, x)
     # A code of the last layer's input that is rounded the other way moves the scores by one step of a weight.
     step = parameters(HIDDEN)[0] * float(np.abs(fobt.dequantize(quantized)["last"]).max())
     assert np.mean(np.abs(got - expected) <= 2.001 * step) > 0.95
@@ -111,7 +85,7 @@ def test_the_portable_form_rounds_by_standard_operators(grid):
     assert {node.domain for node in model.graph.node} <= {"", "fobt"}
     expected = np.asarray(network(fobt.dequantize(quantized), x))
     step = parameters(HIDDEN)[0] * float(np.abs(fobt.dequantize(quantized)["last"]).max())
-    assert np.mean(np.abs(run(model, x) - expected) <= 0.01 * step) > 0.95
+    assert np.mean(np.abs(output(model, x) - expected) <= 0.01 * step) > 0.95
 
 
 @pytest.mark.parametrize(("grid", "per_output"), [("binary", False), ("ternary", True), ("linear 4", True)])
@@ -121,7 +95,7 @@ def test_a_dense_layer_is_one_of_integers(grid, per_output):
     scale, zero = parameters(INPUTS)
     sums = (codes_of(x, INPUTS) - zero) @ np.asarray(quantized["kernel"].codes, np.int64)
     n = quantized["kernel"].grid.max_code
-    np.testing.assert_allclose(run(model, x), sums * scale * np.asarray(quantized["kernel"].scale) / n, rtol=1e-5)
+    np.testing.assert_allclose(output(model, x), sums * scale * np.asarray(quantized["kernel"].scale) / n, rtol=1e-5)
 
 
 CONVOLUTIONS = {
@@ -159,7 +133,7 @@ def test_a_convolution_from_codes_to_codes(case, range):
         sums = np.asarray(convolution(images, codes, **options))
     features = np.maximum(sums * scale * np.asarray(quantized["kernel"].scale).ravel() + bias, 0)
     expected = codes_of(features, range)
-    got = np.round(run(model, x) / out_scale) + out_zero
+    got = np.round(output(model, x) / out_scale) + out_zero
     assert np.abs(got - expected).max() <= 1
     assert np.mean(got == expected) > 0.99  # the bias is rounded to 1/64 of a code times a weight
 
@@ -204,4 +178,4 @@ def test_a_bias_that_is_too_large_for_integers():
 
     model = fobt.export.to_onnx(function, quantized, x, form="fast")
     assert operators(model) == {"kernel": "float32"}
-    np.testing.assert_allclose(run(model, x), function(fobt.dequantize(quantized), x), rtol=1e-5)
+    np.testing.assert_allclose(output(model, x), function(fobt.dequantize(quantized), x), rtol=1e-5)

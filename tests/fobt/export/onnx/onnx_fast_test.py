@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx_cases import free_batch
+from onnx_cases import free_batch, output
 
 import fobt
 from fobt._src.quantizers.granularity import Granularity
@@ -56,17 +56,6 @@ def bytes_of_images(*shape: int) -> np.ndarray:
     return x
 
 
-def run(model: onnx.ModelProto, *inputs: Any, path: Any = None) -> np.ndarray:
-    """The output in a session with default options; `path` is for the optimised graph."""
-    onnx.checker.check_model(model, full_check=True)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if path is not None:
-        options.optimized_model_filepath = str(path)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {put.name: np.asarray(x) for put, x in zip(session.get_inputs(), inputs, strict=True)})[0]
-
-
 def weights_of(quantized: Any) -> Any:
     return jax.tree.map(lambda weights: np.asarray(weights, np.float64), fobt.dequantize(quantized))
 
@@ -99,7 +88,7 @@ def test_codes_and_scales_are_exact(grid: str, split: str, rows: int):
     x = x if rows == 2 else np.abs(x) * 2 + (x > 126)  # 0 to 255
     x.flat[1] = 0
     model, operators = fast(lambda w, x: x @ w["kernel"], quantized, x)
-    assert_equal(run(model, x), x.astype(np.float64) @ weights_of(quantized)["kernel"])
+    assert_equal(output(model, x), x.astype(np.float64) @ weights_of(quantized)["kernel"])
     assert operators == ["float32" if rows == 5 and split == "blocks" else FEW if rows == 2 else MANY]
 
 
@@ -109,7 +98,7 @@ def test_files_are_small_and_so_are_models_in_memory(grid: str, bits: int, tmp_p
     for rows, operator, width in ((1, FEW, 4), (8, "DynamicQuantizeMatMul", 8)):
         model, _ = fast(lambda w, x: x @ w["kernel"] + w["bias"][None], quantized, signed_integers(rows, 512))
         assert len(model.SerializeToString()) - (512 * 512 * bits / 8 + 4 * 512) < 3000
-        run(model, signed_integers(rows, 512), path=tmp_path / "optimized.onnx")
+        output(model, signed_integers(rows, 512), path=tmp_path / "optimized.onnx")
         optimized = onnx.load(tmp_path / "optimized.onnx").graph
         assert {node.op_type for node in optimized.node} <= {operator, "Add"}
         loaded = sum(len(tensor.raw_data) for tensor in optimized.initializer)
@@ -122,7 +111,7 @@ def test_a_large_matrix_of_two_bits_stays_in_two_bits():
     model = fobt.export.to_onnx(lambda w, x: x @ w["kernel"], quantized, x, form="fast")
     (entry,) = fobt.export.operator_report(model).leaves
     assert entry == fobt.export.LeafOperator("kernel", (4096, 1024), "1 bit", "MatMulNBits, 2 bits", "1 row at a time")
-    assert_equal(run(model, x), x.astype(np.float64) @ weights_of(quantized)["kernel"])
+    assert_equal(output(model, x), x.astype(np.float64) @ weights_of(quantized)["kernel"])
 
 
 @pytest.mark.parametrize("rows", [1, 7])
@@ -134,7 +123,7 @@ def test_activations_are_rounded_to_eight_bits(rows: int):
     weights = weights_of(quantized)["kernel"]
     blocks = np.abs(x).reshape(rows, 5, 128).max(-1) / 127
     step = np.repeat(blocks, 128, axis=1) if rows == 1 else np.full(x.shape, (x.max() - x.min()) / 255)
-    error = np.abs(run(model, x) - x.astype(np.float64) @ weights)
+    error = np.abs(output(model, x) - x.astype(np.float64) @ weights)
     bound = 0.5 * step @ np.abs(weights)
     assert np.all(error <= 1.001 * bound + 1e-5)
     assert error.max() > 0.01 * bound.max()  # it is no product of floats
@@ -163,7 +152,7 @@ def test_convolutions_of_many_channels(name: str, size: tuple[int, int]):
     model, operators = fast(convolve, {"kernel": kernel}, free_batch(*x.shape[1:]))
     assert operators == [MANY]
     assert "Conv" not in {node.op_type for node in model.graph.node}
-    assert_equal(run(model, x), np.asarray(convolve(fobt.dequantize({"kernel": kernel}), x), np.float64))
+    assert_equal(output(model, x), np.asarray(convolve(fobt.dequantize({"kernel": kernel}), x), np.float64))
 
 
 def test_convolutions_that_stay_in_floats():
@@ -183,7 +172,7 @@ def test_convolutions_that_stay_in_floats():
 
         model, operators = fast(convolve, kernel, x)
         assert operators == ["float32"]
-        np.testing.assert_allclose(run(model, x), convolve(fobt.dequantize(kernel), x), rtol=1e-4, atol=1e-2)
+        np.testing.assert_allclose(output(model, x), convolve(fobt.dequantize(kernel), x), rtol=1e-4, atol=1e-2)
 
 
 def test_kernels_of_attention_are_matrices():
@@ -213,8 +202,8 @@ def test_a_matrix_in_front_and_a_vector():
     x = signed_integers(512)
     model, operators = fast(lambda w, x: w["kernel"] @ x, quantized, x)
     assert operators == [FEW]
-    assert_equal(run(model, x), weights_of(quantized)["kernel"] @ x.astype(np.float64))
-    assert run(model, x).shape == (300,)
+    assert_equal(output(model, x), weights_of(quantized)["kernel"] @ x.astype(np.float64))
+    assert output(model, x).shape == (300,)
 
 
 def test_a_table_for_both_ends_and_products_that_share_rows():
@@ -241,7 +230,7 @@ def test_a_square_matrix_in_two_orders():
     model, operators = fast(lambda w, x: x @ w["kernel"] - 2 * (x @ w["kernel"].T), quantized, x)
     assert operators == [MANY]  # an entry is there once
     weights = weights_of(quantized)["kernel"]
-    assert_equal(run(model, x), x.astype(np.float64) @ (weights - 2 * weights.T))
+    assert_equal(output(model, x), x.astype(np.float64) @ (weights - 2 * weights.T))
 
 
 def test_what_stays_in_floats_and_why():
@@ -262,7 +251,7 @@ def test_what_stays_in_floats_and_why():
         (entry,) = fobt.export.operator_report(model).leaves
         assert (operators, entry.reason) == (["float32"], reason)
         expected = x.astype(np.float64) @ weights_of({"kernel": kernel})["kernel"]
-        np.testing.assert_allclose(run(model, x), expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
+        np.testing.assert_allclose(output(model, x), expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
 
 
 def test_options_are_checked():
