@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from fobt._src.base.checks import check_no_holes, check_same_leaves, check_state
-from fobt._src.optimizers.blending import blend_trees, check_arguments, is_two_stage, squares_finite
+from fobt._src.optimizers.blending import blend_trees, check_arguments, is_two_stage, norm_is_finite
 from fobt._src.optimizers.quantized_optimizer import QuantizedOptimizer
 from fobt._src.trees.grad_fn import GradFn
 from fobt._src.trees.leaves import TreeQuantizer, leaf_quantizers
@@ -71,7 +71,7 @@ def around(
             returned = grad_fn(quantized_params(trial, plain_state, quantizer))  # (4)
             check_same_leaves("the gradients that grad_fn returns", returned, "params", params)
             trial_grads = jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(returned))
-            finite = squares_finite(trial_grads)
+            finite = norm_is_finite(trial_grads)
             grads = blend_trees(a, updates, trial_grads, finite)  # (8)
             rates = _decay_rates(take, plain_state, params)
             ahead = list(map(_as_if_now, moment_holders(take(trial_grads, plain_state, trial)[1]), rates))

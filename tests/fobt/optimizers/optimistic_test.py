@@ -99,7 +99,7 @@ class CountState(NamedTuple):
 EXACT_CURVATURE = fobt.Preconditioner(
     init=lambda params: CountState(jnp.zeros((), jnp.int32)),
     update=lambda grads, state: (grads, jax.tree.map(jnp.ones_like, grads), CountState(state.count + 1)),
-    with_curvature=lambda state, curvature: state,
+    with_curvature=lambda state, curvature: (curvature, state),
 )
 
 
