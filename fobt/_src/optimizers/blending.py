@@ -65,3 +65,11 @@ def norm_is_finite(grads: optax.Updates) -> jax.Array:
     wide = [leaf.astype(np.promote_types(leaf.dtype, np.float32)) for leaf in jax.tree.leaves(grads)]
     # A root, which XLA computes once. What is cheap it computes again in every loop that selects by it.
     return jnp.isfinite(jnp.sqrt(total([jnp.sum(jnp.square(leaf)) for leaf in wide])))
+
+
+def anew(tree: Any) -> Any:
+    """The same numbers; what follows from them is computed anew.
+
+    On CPU, XLA stores what two of its loops need of square roots, and memory takes more time than a second root.
+    """
+    return jax.lax.optimization_barrier(tree)

@@ -28,7 +28,7 @@ from jax.typing import DTypeLike
 
 from fobt._src.base.checks import check_no_holes, check_number, check_same_leaves, check_state
 from fobt._src.optimizers.around import around
-from fobt._src.optimizers.blending import blend_trees, check_arguments, is_two_stage, norm_is_finite
+from fobt._src.optimizers.blending import anew, blend_trees, check_arguments, is_two_stage, norm_is_finite
 from fobt._src.optimizers.preconditioner import Preconditioner, adam_preconditioner
 from fobt._src.optimizers.quantized_optimizer import QuantizedOptimizer
 from fobt._src.trees.batches import quantize_leaves
@@ -203,14 +203,14 @@ def forward_backtrack(
 
         def two_stage_step(grad_fn: GradFn) -> tuple[optax.Updates, Any]:
             trial = optax.apply_updates(params, plain_step()[0])  # (5)
-            _, curvature, _ = preconditioner.update(*_anew((grads, state)))
+            _, curvature, _ = preconditioner.update(*anew((grads, state)))
             returned = grad_fn(project(trial, curvature))  # (4)
             check_same_leaves("the gradients that grad_fn returns", returned, "params", params)
             trial_grads = transform(jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(returned)))
-            return backtrack(*_anew((grads, trial_grads, state)), norm_is_finite(trial_grads))
+            return backtrack(norm_is_finite(trial_grads), *anew((grads, trial_grads, state)))
 
         def backtrack(
-            grads: optax.Updates, trial_grads: optax.Updates, state: Any, finite: jax.Array
+            finite: jax.Array, grads: optax.Updates, trial_grads: optax.Updates, state: Any
         ) -> tuple[optax.Updates, Any]:
             _, curvature, plain_state = preconditioner.update(grads, state)
             _, trial_curvature, _ = preconditioner.update(trial_grads, plain_state)
@@ -229,14 +229,6 @@ def forward_backtrack(
         return jax.lax.cond(now, lambda: two_stage_step(grad_fn), plain_step)
 
     return QuantizedOptimizer(init, update, quantizer)
-
-
-def _anew(tree: Any) -> Any:
-    """The same numbers; what follows from them is computed anew.
-
-    On CPU, XLA stores a square root that two of its loops need, for which memory takes more time than a second root.
-    """
-    return jax.lax.optimization_barrier(tree)
 
 
 def _is_period(every: float) -> bool:
