@@ -203,6 +203,7 @@ def forward_backtrack(
 
         def two_stage_step(grad_fn: GradFn) -> tuple[optax.Updates, Any]:
             trial = optax.apply_updates(params, plain_step()[0])  # (5)
+            # C₁ three times, for step, projection and blend: stored, it would take more time than its roots.
             _, curvature, _ = preconditioner.update(*anew((grads, state)))
             returned = grad_fn(project(trial, curvature))  # (4)
             check_same_leaves("the gradients that grad_fn returns", returned, "params", params)

@@ -222,6 +222,26 @@ def test_dtypes_stay_and_the_second_call_compiles_nothing(dtype):
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_is_no_guess(bad):
+    """It gives a plain step along the guess before it, and the next guess is 0 in its place."""
+    quantizer, (x, y) = fobt.binary(), minibatch(0, 0)
+    tx = fobt.optimistic(fobt.forward_backtrack(LEARNING_RATE, quantizer))
+    params = jax.tree.map(jnp.float32, initial_params(0))
+    updates, state = tx.update(GRAD(params, x, y), tx.init(params), params)
+    params = optax.apply_updates(params, updates)
+    grads = GRAD(params, x, y)
+    bad_grads = {**grads, "W": grads["W"].at[0, 1].set(bad)}
+    updates, bad_state = tx.update(bad_grads, state, params)
+    chex.assert_trees_all_close(updates, tx.update(state.trial_grads, state, params, two_stage=False)[0], rtol=1e-6)
+    params = optax.apply_updates(params, updates)
+    good_state = bad_state._replace(trial_grads={**grads, "W": grads["W"].at[0, 1].set(0)})
+    trials = [fobt.quantized_trial_params(params, s, quantizer, tx) for s in (bad_state, good_state)]
+    chex.assert_trees_all_equal(*trials)
+    chex.assert_tree_all_finite(trials)
+    chex.assert_trees_all_equal(*(tx.update(grads, s, params)[0] for s in (bad_state, good_state)))
+
+
 def test_a_schedule_is_read_at_the_step_that_is_foreseen():
     """The last step before a learning rate of 0 moves the weights; the trial point after it is the current one."""
     schedule = optax.piecewise_constant_schedule(0.1, {1: 0.0})
