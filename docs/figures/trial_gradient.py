@@ -28,7 +28,9 @@ def descend(grads: Any, state: Count) -> tuple[Any, Any, Count]:
     return grads, jax.tree.map(jnp.ones_like, grads), Count(state.count + 1)
 
 
-GRADIENT_DESCENT = fobt.Preconditioner(lambda _: Count(jnp.zeros((), int)), descend, lambda state, _: state)
+GRADIENT_DESCENT = fobt.Preconditioner(
+    lambda _: Count(jnp.zeros((), int)), descend, lambda state, curvature: (curvature, state)
+)
 
 
 def loss(w: jax.Array) -> jax.Array:

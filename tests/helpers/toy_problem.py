@@ -21,7 +21,7 @@ def toy_preconditioner(c):
     return fobt.Preconditioner(
         init=lambda params: ToyState(jnp.zeros((), jnp.int32)),
         update=update,
-        with_curvature=lambda state, curvature: state,
+        with_curvature=lambda state, curvature: (curvature, state),
     )
 
 

@@ -34,7 +34,7 @@ def known_curvature(curvature_of_grads: Callable[[jax.Array], jax.Array]) -> fob
     return fobt.Preconditioner(
         init=lambda params: optax.ScaleByAdamState(jnp.zeros((), jnp.int32), (), jnp.ones_like(params)),
         update=update,
-        with_curvature=lambda state, curvature: state._replace(nu=curvature**2),
+        with_curvature=lambda state, curvature: (curvature, state._replace(nu=curvature**2)),
     )
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from fobt._src.base.checks import check_no_holes, check_same_leaves, check_state
-from fobt._src.optimizers.blending import blend_trees, check_arguments, is_two_stage, squares_finite
+from fobt._src.optimizers.blending import anew, blend_trees, check_arguments, is_two_stage, norm_is_finite
 from fobt._src.optimizers.quantized_optimizer import QuantizedOptimizer
 from fobt._src.trees.grad_fn import GradFn
 from fobt._src.trees.leaves import TreeQuantizer, leaf_quantizers
@@ -64,15 +64,19 @@ def around(
         def take(grads: optax.Updates, state: Any, params: Any = params) -> tuple[optax.Updates, Any]:
             return inner.update(grads, state, params, **extra_args)
 
-        plain_steps, plain_state = take(updates, state)
-
         def two_stage_step(grad_fn: GradFn) -> tuple[optax.Updates, Any]:
+            plain_steps, plain_state = take(updates, state)
             trial = optax.apply_updates(params, plain_steps)  # (5)
             returned = grad_fn(quantized_params(trial, plain_state, quantizer))  # (4)
             check_same_leaves("the gradients that grad_fn returns", returned, "params", params)
             trial_grads = jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(returned))
-            finite = squares_finite(trial_grads)
-            grads = blend_trees(a, updates, trial_grads, finite)  # (8)
+            return backtrack(norm_is_finite(trial_grads), *anew((updates, trial_grads, trial, state)))
+
+        def backtrack(
+            finite: jax.Array, current_grads: optax.Updates, trial_grads: optax.Updates, trial: optax.Params, state: Any
+        ) -> tuple[optax.Updates, Any]:
+            plain_state = take(current_grads, state)[1]
+            grads = blend_trees(a, current_grads, trial_grads, finite)  # (8)
             rates = _decay_rates(take, plain_state, params)
             ahead = list(map(_as_if_now, moment_holders(take(trial_grads, plain_state, trial)[1]), rates))
             roots = [jax.tree.map(jnp.sqrt, v) for v in (second_moments(plain_state), ahead)]
@@ -82,7 +86,7 @@ def around(
             return take(grads, with_second_moments(state, given))  # (7), and (6) of the next step
 
         if never or grad_fn is None:
-            return plain_steps, plain_state
+            return take(updates, state)
         counts = [holder.count for holder in moment_holders(state) if _counts(holder)]
         if not counts and two_stage is None and not (isinstance(every, int) and every == 1):
             raise ValueError(
@@ -91,10 +95,10 @@ def around(
             )
         now = is_two_stage(every, two_stage, counts[0] if counts else jnp.zeros((), jnp.int32))
         if now is False:
-            return plain_steps, plain_state
+            return take(updates, state)
         if now is True:
             return two_stage_step(grad_fn)
-        return jax.lax.cond(now, lambda: two_stage_step(grad_fn), lambda: (plain_steps, plain_state))
+        return jax.lax.cond(now, lambda: two_stage_step(grad_fn), lambda: take(updates, state))
 
     return QuantizedOptimizer(init, update, quantizer)
 

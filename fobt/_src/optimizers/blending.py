@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from fobt._src.base.checks import check_no_holes, check_same_leaves
+from fobt._src.base.totals import total
 from fobt._src.trees.grad_fn import check_same_quantizer
 from fobt._src.trees.leaves import TreeQuantizer
 
@@ -59,12 +60,16 @@ def blend_trees(a: Any, current: optax.Updates, trial: optax.Updates, finite: ja
     return jax.tree.map(blend, current, trial)
 
 
-def squares_finite(grads: optax.Updates) -> jax.Array:
-    """Whether all gradients are finite, and their squares in float32 or wider too, which curvature is made of."""
-    # The extremes of the gradients as they are, which XLA takes several times faster on CPU than those of |grads|.
-    extremes = [
-        extreme(leaf, initial=0).astype(np.promote_types(leaf.dtype, np.float32))
-        for leaf in jax.tree.leaves(grads)
-        for extreme in (jnp.max, jnp.min)
-    ]
-    return jnp.all(jnp.asarray([jnp.isfinite(jnp.square(extreme)) for extreme in extremes]))
+def norm_is_finite(grads: optax.Updates) -> jax.Array:
+    """Whether the norm of gradients is finite, in float32 or wider, so that they and their squares are."""
+    wide = [leaf.astype(np.promote_types(leaf.dtype, np.float32)) for leaf in jax.tree.leaves(grads)]
+    # A root, which XLA computes once. What is cheap it computes again in every loop that selects by it.
+    return jnp.isfinite(jnp.sqrt(total([jnp.sum(jnp.square(leaf)) for leaf in wide])))
+
+
+def anew(tree: Any) -> Any:
+    """The same numbers; what follows from them is computed anew.
+
+    On CPU, XLA stores what two of its loops need of square roots, and memory takes more time than a second root.
+    """
+    return jax.lax.optimization_barrier(tree)

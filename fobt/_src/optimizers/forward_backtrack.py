@@ -28,7 +28,7 @@ from jax.typing import DTypeLike
 
 from fobt._src.base.checks import check_no_holes, check_number, check_same_leaves, check_state
 from fobt._src.optimizers.around import around
-from fobt._src.optimizers.blending import blend_trees, check_arguments, is_two_stage, squares_finite
+from fobt._src.optimizers.blending import anew, blend_trees, check_arguments, is_two_stage, norm_is_finite
 from fobt._src.optimizers.preconditioner import Preconditioner, adam_preconditioner
 from fobt._src.optimizers.quantized_optimizer import QuantizedOptimizer
 from fobt._src.trees.batches import quantize_leaves
@@ -64,8 +64,8 @@ def forward_backtrack(
     `every` for this step: a Python bool selects straight-line code (two compiled programs), a traced bool a `lax.cond`.
     Unknown keywords are ignored.
 
-    Leaves that are not quantized take part in both stages with the identity as their projection. Where a trial gradient
-    or its square is not finite the step falls back to the plain one (the second moment to rounding).
+    Leaves that are not quantized take part in both stages with the identity as their projection. Where the norm of the
+    trial gradient is not finite the step falls back to the plain one (the second moment to rounding).
 
     Args:
       learning_rate: η ≥ 0, or an Optax schedule, called with counts from 0: the optimizer under the method is Adam, as
@@ -196,30 +196,38 @@ def forward_backtrack(
             return dequantize(jax.tree.unflatten(structure, projected))
 
         grads = transform(updates)
-        direction, curvature, plain_state = preconditioner.update(grads, state)
-        plain = step(direction, curvature), plain_state
+
+        def plain_step() -> tuple[optax.Updates, Any]:
+            direction, curvature, next_state = preconditioner.update(grads, state)
+            return step(direction, curvature), next_state
 
         def two_stage_step(grad_fn: GradFn) -> tuple[optax.Updates, Any]:
-            trial = optax.apply_updates(params, plain[0])  # (5)
-            trial_quantized = project(trial, curvature)  # (4)
-            returned = grad_fn(trial_quantized)
+            trial = optax.apply_updates(params, plain_step()[0])  # (5)
+            # C₁ three times, for step, projection and blend: stored, it would take more time than its roots.
+            _, curvature, _ = preconditioner.update(*anew((grads, state)))
+            returned = grad_fn(project(trial, curvature))  # (4)
             check_same_leaves("the gradients that grad_fn returns", returned, "params", params)
             trial_grads = transform(jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(returned)))
+            return backtrack(norm_is_finite(trial_grads), *anew((grads, trial_grads, state)))
+
+        def backtrack(
+            finite: jax.Array, grads: optax.Updates, trial_grads: optax.Updates, state: Any
+        ) -> tuple[optax.Updates, Any]:
+            _, curvature, plain_state = preconditioner.update(grads, state)
             _, trial_curvature, _ = preconditioner.update(trial_grads, plain_state)
-            finite = squares_finite(trial_grads)
             blended_grads = blend_trees(a, grads, trial_grads, finite)  # (8)
             blended_curvature = blend_trees(a, curvature, trial_curvature, finite)  # (9)
-            blended_direction, _, blended_state = preconditioner.update(blended_grads, state)
+            direction, _, blended_state = preconditioner.update(blended_grads, state)
             # (7), and (6) of the next step. With a trial that is not finite all of this is the plain step again.
-            next_state = preconditioner.with_curvature(blended_state, blended_curvature)
-            return step(blended_direction, blended_curvature), next_state
+            held_curvature, next_state = preconditioner.with_curvature(blended_state, blended_curvature)
+            return step(direction, held_curvature), next_state
 
         now = is_two_stage(every, two_stage, state.count)
         if never or grad_fn is None or now is False:
-            return plain
+            return plain_step()
         if now is True:
             return two_stage_step(grad_fn)
-        return jax.lax.cond(now, lambda: two_stage_step(grad_fn), lambda: plain)
+        return jax.lax.cond(now, lambda: two_stage_step(grad_fn), plain_step)
 
     return QuantizedOptimizer(init, update, quantizer)
 

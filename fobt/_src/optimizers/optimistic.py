@@ -7,9 +7,10 @@ is g*ₜ, and a guess ĝ of g takes its place, known before the forward pass (nu
     ŵ* = P(w*, C₁)              forward and backward pass here: g*                        (4)
     g' = a ĝ + (1 - a) g*;      C, w: as in the two-stage update                        (7) to (9)
 
-`optimistic` guesses the last trial gradient, ĝ = g*ₜ₋₁ with g*₀ = 0, as optimistic gradient methods do. The guess
-ĝ = 0 needs no memory and no blend: the step is the optimizer's own with g*, and the trial point is where the momentum
-carries the weights, which is Nesterov's accelerated gradient. `quantized_trial_params` gives ŵ* of both.
+`optimistic` guesses the last trial gradient, ĝ = g*ₜ₋₁ with g*₀ = 0, as optimistic gradient methods do, and 0 where it
+is not finite. The guess ĝ = 0 needs no memory and no blend: the step is the optimizer's own with g*, and the trial
+point is where the momentum carries the weights: Nesterov's accelerated gradient. `quantized_trial_params` gives ŵ* of
+both.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def optimistic(optimizer: optax.GradientTransformationExtraArgs) -> optax.Gradie
                 "trial_grads = jax.grad(loss_fn)(fobt.quantized_trial_params(params, state, quantizer, tx)), then "
                 "tx.update(trial_grads, state, params) without grad_fn."
             )
-        last = jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(state.trial_grads))
+        last = jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(_guess(state.trial_grads)))
         guess = jax.tree.map(lambda g_last, g: jnp.where(two_stage, g_last.astype(g.dtype), g), last, updates)
         trial_grad_fn = with_function(grad_fn, lambda _: updates)
         steps, inner = optimizer.update(
@@ -176,11 +177,16 @@ def trial_point(
 ) -> tuple[optax.Params, optax.OptState]:
     """The latents w* one step ahead and the state there; arguments as for `quantized_trial_params`."""
     check_quantizer(quantizer)
-    guess = state_field(state, "trial_grads", optax.tree.zeros_like(params))
+    guess = _guess(state_field(state, "trial_grads", optax.tree.zeros_like(params)))
     updates, trial_state = optax.with_extra_args_support(optimizer).update(
         guess, state, params, grad_fn=QuantizedGradFn(_no_gradient, quantizer), two_stage=False
     )
     return optax.apply_updates(params, updates), trial_state
+
+
+def _guess(trial_grads: optax.Updates) -> optax.Updates:
+    """The last trial gradient, with 0 in the place of what is not finite."""
+    return jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), trial_grads)
 
 
 def _no_gradient(weights: optax.Params) -> optax.Updates:

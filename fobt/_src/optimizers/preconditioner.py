@@ -31,8 +31,8 @@ class PreconditionerUpdate(Protocol):
 class WithCurvature(Protocol):
     """Writes a curvature into a state, so that the state's quantized weights are projections with it."""
 
-    def __call__(self, state: Any, curvature: optax.Updates, /) -> Any:
-        """Returns the state changed."""
+    def __call__(self, state: Any, curvature: optax.Updates, /) -> tuple[optax.Updates, Any]:
+        """Returns the curvature as the state holds it, and the state changed."""
 
 
 class Preconditioner(NamedTuple):
@@ -43,7 +43,8 @@ class Preconditioner(NamedTuple):
     Attributes:
       init: params -> state, with a field `count`.
       update: (grads, state) -> (direction, curvature, state), both with the structure of grads and curvature > 0.
-      with_curvature: (state, curvature) -> state that holds this curvature.
+      with_curvature: (state, curvature) -> (curvature, state): a state that holds this curvature, and the curvature as
+        it holds it, to rounding.
 
     Example:
       >>> import fobt
@@ -86,9 +87,9 @@ def adam_preconditioner(
       >>> import jax.numpy as jnp
       >>> adam = fobt.adam_preconditioner(b1=0.0)
       >>> _, curvature, state = adam.update(jnp.array([2.0]), adam.init(jnp.zeros(1)))
-      >>> state = adam.with_curvature(state, 2 * curvature)
-      >>> (state.nu / (1 - 0.999**1)).round(2)  # the bias-corrected second moment is now 4²
-      Array([16.], dtype=float32)
+      >>> curvature, state = adam.with_curvature(state, 2 * curvature)
+      >>> curvature.round(4), (state.nu / (1 - 0.999**1)).round(2)  # the bias-corrected second moment is now 4²
+      (Array([4.], dtype=float32), Array([16.], dtype=float32))
     """
     check_number("b1", b1, "in [0, 1)", lambda value: 0 <= value < 1)
     check_number("b2", b2, "in [0, 1)", lambda value: 0 <= value < 1)
@@ -101,20 +102,25 @@ def adam_preconditioner(
         state = adam.init(params)
         return state._replace(nu=jax.tree.map(lambda v: jnp.zeros_like(v, dtype=_wide(v)), state.nu))
 
+    def curvature_of(nu: optax.Updates, count: jax.Array) -> optax.Updates:
+        return jax.tree.map(lambda v: jnp.sqrt(v) + eps, optax.tree.bias_correction(nu, b2, count))
+
     def update(grads: optax.Updates, state: Any) -> tuple[optax.Updates, optax.Updates, Any]:
         count = optax.safe_increment(state.count)
         exponent = count.astype(jnp.result_type(float))  # strict promotion takes no integer here
         mu = optax.tree.update_moment(grads, state.mu, b1, 1)
         wide_grads, wide_nu = (jax.tree.map(lambda x: x.astype(_wide(x)), tree) for tree in (grads, state.nu))
         nu = optax.tree.update_moment_per_elem_norm(wide_grads, wide_nu, b2, 2)
-        curvature = jax.tree.map(lambda v: jnp.sqrt(v) + eps, optax.tree.bias_correction(nu, b2, exponent))
         state = optax.ScaleByAdamState(count, optax.tree.cast_like(mu, state.mu), optax.tree.cast_like(nu, state.nu))
-        return optax.tree.bias_correction(mu, b1, exponent), curvature, state
+        return optax.tree.bias_correction(mu, b1, exponent), curvature_of(nu, exponent), state
 
-    def with_curvature(state: Any, curvature: optax.Updates) -> Any:
-        correction = 1 - b2 ** state.count.astype(jnp.result_type(float))
-        nu = jax.tree.map(lambda c: correction.astype(c.dtype) * jnp.square(c - eps), curvature)
-        return state._replace(nu=optax.tree.cast_like(nu, state.nu))
+    def with_curvature(state: Any, curvature: optax.Updates) -> tuple[optax.Updates, Any]:
+        exponent = state.count.astype(jnp.result_type(float))
+        correction = 1 - b2**exponent
+        # A product of two factors: a square, whose one factor costs little to compute, XLA would compute a second time
+        # for the step instead of reading the second moment.
+        nu = jax.tree.map(lambda c: (c - eps) * (correction.astype(c.dtype) * (c - eps)), curvature)
+        return curvature_of(nu, exponent), state._replace(nu=optax.tree.cast_like(nu, state.nu))
 
     return Preconditioner(init, update, with_curvature)
 

@@ -186,7 +186,7 @@ def test_the_identity_quantizer_looks_ahead_at_the_latents():
     constant = fobt.Preconditioner(
         init=lambda params: ToyState(jnp.zeros((), jnp.int32)),
         update=lambda grads, state: (grads, jax.tree.map(jnp.ones_like, grads), ToyState(state.count + 1)),
-        with_curvature=lambda state, curvature: state,
+        with_curvature=lambda state, curvature: (curvature, state),
     )
     tx = fobt.forward_backtrack(learning_rate, fobt.full_precision(), a=a, preconditioner=constant)
     params = jnp.array([[1.0, -3.0]])

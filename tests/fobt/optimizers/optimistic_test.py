@@ -99,7 +99,7 @@ class CountState(NamedTuple):
 EXACT_CURVATURE = fobt.Preconditioner(
     init=lambda params: CountState(jnp.zeros((), jnp.int32)),
     update=lambda grads, state: (grads, jax.tree.map(jnp.ones_like, grads), CountState(state.count + 1)),
-    with_curvature=lambda state, curvature: state,
+    with_curvature=lambda state, curvature: (curvature, state),
 )
 
 
@@ -220,6 +220,26 @@ def test_dtypes_stay_and_the_second_call_compiles_nothing(dtype):
         params, state = new_params, new_state
     assert step._cache_size() == 1
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_is_no_guess(bad):
+    """It gives a plain step along the guess before it, and the next guess is 0 in its place."""
+    quantizer, (x, y) = fobt.binary(), minibatch(0, 0)
+    tx = fobt.optimistic(fobt.forward_backtrack(LEARNING_RATE, quantizer))
+    params = jax.tree.map(jnp.float32, initial_params(0))
+    updates, state = tx.update(GRAD(params, x, y), tx.init(params), params)
+    params = optax.apply_updates(params, updates)
+    grads = GRAD(params, x, y)
+    bad_grads = {**grads, "W": grads["W"].at[0, 1].set(bad)}
+    updates, bad_state = tx.update(bad_grads, state, params)
+    chex.assert_trees_all_close(updates, tx.update(state.trial_grads, state, params, two_stage=False)[0], rtol=1e-6)
+    params = optax.apply_updates(params, updates)
+    good_state = bad_state._replace(trial_grads={**grads, "W": grads["W"].at[0, 1].set(0)})
+    trials = [fobt.quantized_trial_params(params, s, quantizer, tx) for s in (bad_state, good_state)]
+    chex.assert_trees_all_equal(*trials)
+    chex.assert_tree_all_finite(trials)
+    chex.assert_trees_all_equal(*(tx.update(grads, s, params)[0] for s in (bad_state, good_state)))
 
 
 def test_a_schedule_is_read_at_the_step_that_is_foreseen():

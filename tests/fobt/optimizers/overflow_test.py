@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import fobt
+from fobt._src.optimizers.blending import norm_is_finite
 
 LARGE = {"float16": 300.0, "bfloat16": 1e20, "float32": 1e20, "float64": 1e200}
 SMALL = {"float16": 2e-4, "bfloat16": 1e-24, "float32": 1e-24, "float64": 1e-170}
@@ -109,6 +110,23 @@ def test_bias_correction(g):
     _, state = run(two_stage(fobt.binary()), [[[g, 1.0, 1.0, 1.0]]], "float32")
     assert finite(state.nu)
     np.testing.assert_allclose(np.float64(state.nu["w"][0, 0]), 0.001 * g**2, rtol=0.3)
+
+
+@pytest.mark.parametrize(
+    ("grads", "expected"),
+    [
+        ([1.2e19, 1.2e19], True),
+        ([1.5e19, 1.5e19], False),  # each square is finite
+        ([1e20], False),
+        ([-np.inf], False),
+        ([np.nan, 1.0], False),
+        ([], True),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_norm_that_says_whether_a_trial_gradient_is_finite(grads, expected, dtype):
+    assert norm_is_finite({"one": jnp.asarray(grads, dtype), "other": jnp.ones(2, dtype)}) == expected
+    assert norm_is_finite({"each": [jnp.asarray(g, dtype) for g in grads]}) == expected
 
 
 @pytest.mark.parametrize("a", [1.0, 1e-50])
