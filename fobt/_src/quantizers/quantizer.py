@@ -20,7 +20,8 @@ from fobt._src.quantizers.candidates import candidates
 from fobt._src.quantizers.granularity import Granularity, PerTensor
 from fobt._src.quantizers.grid import Grid
 from fobt._src.quantizers.quantized import Quantized, scale_of_each
-from fobt._src.quantizers.rows import Rows, project_in_rows, run_of_sample
+from fobt._src.quantizers.rows import Rows, is_sampled, project_in_rows
+from fobt._src.quantizers.sample import sample_of_rows
 
 Solver = Literal["exact", "candidates", "alternating"]
 
@@ -178,7 +179,7 @@ class Quantizer:
         """What tensors must have in common that `of_all` projects together; None for those that it does not take."""
         is_taken = self.solver == "candidates" and self.grid.spacing != "binary" and fits_loops(weights)
         of_tensor = isinstance(self.granularity, PerTensor)
-        return run_of_sample(weights.size) if is_taken and of_tensor else None
+        return is_sampled(weights.size) if is_taken and of_tensor else None
 
     @partial(jax.jit, static_argnums=0)
     def of_all(self, weights: Sequence[jax.Array], curvatures: Sequence[jax.Array] | None) -> list[Quantized]:
@@ -199,14 +200,19 @@ class Quantizer:
         """Signed codes, int8, and scales, in grouped form; with two scales along a new leading axis."""
 
         def project(side: jax.Array, members: jax.Array) -> tuple[jax.Array, jax.Array]:
-            unpinned = members & ~solvers.is_pinned(c)
-            largest, largest_unpinned = solvers.joint_max(side, jnp.where(unpinned, side, -1), axes, rows)
+            is_sampled = rows is not None and rows.are_sampled
+            of_r, of_c, are_members = sample_of_rows(side, c, members, rows) if is_sampled else (side, c, members)
+            unpinned = are_members & ~solvers.is_pinned(of_c)
+            largest, largest_unpinned = solvers.joint_max(of_r, jnp.where(unpinned, of_r, -1), axes, rows)
             # Where all are pinned they set the scale; what is not finite shall not pass as finite; nothing has scale 0.
             largest = jnp.where(
                 jnp.isfinite(largest) & (largest_unpinned >= 0), largest_unpinned, jnp.maximum(largest, 0)
             )
-            r = solvers.normalise(side, largest)
-            problem = solvers.Problem(r, c, members.astype(w.dtype), axes, rows=rows)
+            problem, sample = (
+                solvers.Problem(solvers.normalise(r, largest), c, members.astype(w.dtype), axes, rows=rows)
+                for r, c, members in ((side, c, members), (of_r, of_c, are_members))
+            )
+            problem = dataclasses.replace(problem, sample=sample if is_sampled else None)
             return self._project(problem, largest, None if previous is None else previous * members)
 
         if self.scales == 1:

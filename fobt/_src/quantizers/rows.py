@@ -19,20 +19,16 @@ import numpy as np
 # A longer loop over a row's axis is not unrolled, and then not vectorised.
 LENGTH, LANES = 8, 64
 _ROW = LENGTH * LANES
-# Of so many weights a sample chooses among the candidates: two of four, or two of eight.
-_SAMPLED, _SAMPLED_LESS = 2**16, 2**17
-# Of larger tensors the copies take longer than what the short axis saves.
-_LARGEST = 2**19
+# Of so many weights a sample chooses among the candidates.
+_SAMPLED = 2**13
 
 
-def run_of_sample(size: int) -> int | None:
-    """Of how many weights in a column of a row a sample takes two; all with 1, and None where rows have too few.
+def is_sampled(size: int) -> bool | None:
+    """Whether a sample chooses among the candidates for a tensor of so many weights; None where it makes no row.
 
     Tensors with the same answer may be projected together.
     """
-    if not _ROW <= size < _LARGEST:
-        return None
-    return 1 if size < _SAMPLED else LENGTH // 2 if size < _SAMPLED_LESS else LENGTH
+    return None if size < _ROW else size >= _SAMPLED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +41,11 @@ class Rows:
     def counts(self) -> list[int]:
         """Rows of each tensor."""
         return [-(-math.prod(shape) // _ROW) for shape in self.shapes]
+
+    @property
+    def are_sampled(self) -> bool:
+        """Whether a sample of each tensor chooses among the candidates."""
+        return all(is_sampled(math.prod(shape)) for shape in self.shapes)
 
     @functools.cached_property
     def starts(self) -> list[int]:
@@ -60,6 +61,8 @@ class Rows:
 
     def members(self) -> jax.Array:
         """Where rows hold weights."""
+        if all(math.prod(shape) % _ROW == 0 for shape in self.shapes):
+            return jnp.ones((sum(self.counts), LENGTH, LANES), bool)
         filled = [
             np.clip(math.prod(shape) - _ROW * np.arange(count), 0, _ROW)
             for shape, count in zip(self.shapes, self.counts, strict=True)
@@ -95,7 +98,7 @@ def project_in_rows(
 
     Args:
       project: from weights, curvature and members in grouped form, axes and rows to codes and scales.
-      weights: of `run_of_sample` in common.
+      weights: of `is_sampled` in common.
       curvatures: in their shapes; None means 1.
     """
     rows = Rows(tuple(x.shape for x in weights))

@@ -53,6 +53,7 @@ class Problem:
       axes: the axes over which a group extends.
       is_finite: whether no weight is pinned.
       rows: where `r` has the rows of tensors with a scale each, of which `axes` are those within a row.
+      sample: a smaller problem with about the same solution, where there is one.
     """
 
     r: jax.Array
@@ -61,6 +62,7 @@ class Problem:
     axes: tuple[int, ...]
     is_finite: bool = False
     rows: Rows | None = None
+    sample: Problem | None = None
 
     @property
     def is_of_tensors(self) -> bool:
