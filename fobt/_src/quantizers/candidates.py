@@ -25,8 +25,8 @@ from fobt._src.quantizers.solvers import (
     Problem,
     Scales,
     best_fit,
-    fit_and_gain,
     fitted_to,
+    is_pinned,
     joint_reduce,
     joint_sum,
     ratio,
@@ -35,16 +35,18 @@ from fobt._src.quantizers.solvers import (
     split_runs,
 )
 
-# Factors a and b, measured: the optima of normal, Laplace, Student, Cauchy, uniform, sparse, bimodal, log-normal and
-# log-uniform weights, with curvature that is constant, log-normal, log-uniform or follows the weights, are in between.
-_LEAST, _MOST = 0.8, 1.1
-_MOST_LOGARITHMIC = {2: 1.1, 3: 2.2, 4: 10.0, 5: 20.0}
-# How many candidates, and how often again.
-_OF_GROUPS, _OF_TENSORS = (7, 1), (9, 1)
+# Factors a, and b of the linear grid with 2 bits and of logarithmic ones, measured: the optima of normal, Laplace,
+# Student, Cauchy, uniform, sparse, bimodal, log-normal and log-uniform weights, with curvature that is constant,
+# log-normal, log-uniform or follows the weights, are in between.
+_LEAST, _MOST, _MOST_LOGARITHMIC = {2: 0.9}, 1.2, {2: 1.2, 3: 2.2, 4: 7.0, 5: 40.0}
+# How many candidates are compared twice: of tensors, and, as passes cost most there, of groups by their bits. More
+# where levels are many, and once more where the objective has many minima.
+_OF_TENSORS, _OF_GROUPS, _OF_MANY_LEVELS = 21, {2: 7, 3: 7, 4: 9}, 31
 # Groups with so many places where a level changes are solved exactly: each of them is a candidate.
 _FEW_CHANGES = 64
-# How far beside the α of a sample the two are that all weights are fitted to, and by what factor α may change then.
-_BESIDE, _FARTHEST, _FLATTEST = 0.03, 1.25, -1e-3
+# All weights are fitted to the α of a sample and to two beside it, by this factor. From there α may change by that
+# factor, and the slope of what fitting changes is not taken for less.
+_BESIDE, _FARTHEST, _FLATTEST = 1.03, 1.25, -1e-3
 
 
 def candidates(problem: Problem, grid: Grid) -> Scales:
@@ -66,13 +68,16 @@ def candidates(problem: Problem, grid: Grid) -> Scales:
 def _best_ratio(problem: Problem, grid: Grid) -> jax.Array:
     """The best of the candidates between a m and b M."""
     r, c, axes = problem.r, problem.curvature, problem.axes
-    count, zooms = _OF_TENSORS if problem.is_of_tensors else _OF_GROUPS
+    is_linear = grid.spacing == "linear"
+    has_many = grid.bits > (4 if is_linear else 3)
+    count = _OF_MANY_LEVELS if has_many else _OF_TENSORS if problem.is_of_tensors else _OF_GROUPS[grid.bits]
+    zooms = 2 if has_many and not is_linear else 1
     moment, root = c * r, jnp.sqrt(r)
     smaller = ratio(*joint_sum(moment * root, moment, axes, problem.rows)) ** 2
     larger = ratio(*joint_sum(moment * r * root, moment * r, axes, problem.rows)) ** 2
     # Every bit makes the optimum larger by about √2, and rounding finer.
-    most = _MOST * 2 ** (grid.bits / 2 - 1) if grid.spacing == "linear" else _MOST_LOGARITHMIC[grid.bits]
-    least = _LEAST * smaller
+    most = _MOST * 2 ** (grid.bits / 2 - 1) if is_linear else _MOST_LOGARITHMIC[grid.bits]
+    least = _LEAST.get(grid.bits, 1.0) * smaller
     span = jnp.log(jnp.maximum(most * larger / least, 1))
     # As many again between the two neighbours of the best one, which is in their middle.
     places = [np.linspace(0, 1, count)]
@@ -111,24 +116,28 @@ def _best_change(problem: Problem, grid: Grid) -> jax.Array:
 
 
 def _by_secant(problem: Problem, grid: Grid, alpha: jax.Array) -> Scales:
-    """The best of two α beside the one given, and of that to which they point: where fitting α to its levels changes it not.
+    """The best of one α, two beside it, and that to which they point: where fitting α to its levels does not change it.
 
     Alternation stops there too, but each of its steps goes only a part of the way, less the more levels there are.
     """
-    near = _rounded(jnp.stack([alpha * (1 - _BESIDE), alpha, alpha * (1 + _BESIDE)]))
-    x, y = _sums_of_fits(problem, grid, near)
-    fits = ratio(x, y)
-    gains = x * fits
+    near = _rounded(alpha[None] * jnp.asarray([1 / _BESIDE, 1, _BESIDE], alpha.dtype).reshape(-1, *[1] * alpha.ndim))
+    fits, gains = _fits_and_gains(problem, grid, near)
     error = fits - near
+    slopes = jnp.diff(error, axis=0) / jnp.diff(near, axis=0)
     # Between rounded numbers the slope may be anything; alternation itself has -1 at most.
-    slope = jnp.clip((error[2] - error[0]) / (near[2] - near[0]), -1, _FLATTEST)
-    third = _rounded(jnp.clip(near[1] - error[1] / slope, alpha / _FARTHEST, alpha * _FARTHEST))
-    last, last_gain = fit_and_gain(problem, grid, third)
-    assigning, fits, gains = (
-        jnp.concatenate([x, y[None]]) for x, y in ((near, third), (fits, last), (gains, last_gain))
-    )
+    slope = jnp.clip(jnp.where(error[1] > 0, slopes[1], slopes[0]), -1, _FLATTEST)
+    to = _rounded(jnp.clip(near[1] - error[1] / slope, near[1] / _FARTHEST, near[1] * _FARTHEST))[None]
+    tried = (near, fits, gains), (to, *_fits_and_gains(problem, grid, to))
+    assigning, fits, gains = (jnp.concatenate(x) for x in zip(*tried, strict=True))
     best = jnp.argmax(gains, 0)[None]
     return jnp.take_along_axis(assigning, best, 0)[0], jnp.take_along_axis(fits, best, 0)[0]
+
+
+def _fits_and_gains(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
+    """The α that fit the levels nearest to r / α, for α along a leading axis, and their gains."""
+    x, y = _sums_of_fits(problem, grid, alphas)
+    fits = ratio(x, y)
+    return fits, x * fits
 
 
 def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
@@ -138,7 +147,7 @@ def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
 
     def terms(r: jax.Array, c: jax.Array, inverse: jax.Array) -> Scales:
         levels = grid.nearest_steps(r * inverse)
-        weighted = c * levels
+        weighted = c * levels if problem.is_finite else jnp.where(is_pinned(c), 0, c * levels)
         return weighted * r, weighted * levels
 
     axes = tuple(other + 1 for other in problem.axes)

@@ -20,8 +20,8 @@ from fobt._src.quantizers.candidates import candidates
 from fobt._src.quantizers.granularity import Granularity, PerTensor
 from fobt._src.quantizers.grid import Grid
 from fobt._src.quantizers.quantized import Quantized, scale_of_each
-from fobt._src.quantizers.rows import Rows, is_sampled, project_in_rows
-from fobt._src.quantizers.sample import sample_of_rows
+from fobt._src.quantizers.rows import Rows, project_in_rows
+from fobt._src.quantizers.sample import is_sampled, sample_of_rows
 
 Solver = Literal["exact", "candidates", "alternating"]
 
@@ -175,16 +175,16 @@ class Quantizer:
         scale = split.squeeze(scale) if self.scales == 1 else jnp.stack([split.squeeze(x) for x in scale])
         return self._quantized(weights, signed_codes, scale)
 
-    def batch_key(self, weights: jax.Array) -> int | None:
+    def batch_key(self, weights: jax.Array) -> bool | None:
         """What tensors must have in common that `of_all` projects together; None for those that it does not take."""
         is_taken = self.solver == "candidates" and self.grid.spacing != "binary" and fits_loops(weights)
         of_tensor = isinstance(self.granularity, PerTensor)
-        return is_sampled(weights.size) if is_taken and of_tensor else None
+        return is_sampled(weights.size, self.grid) if is_taken and of_tensor else None
 
     @partial(jax.jit, static_argnums=0)
     def of_all(self, weights: Sequence[jax.Array], curvatures: Sequence[jax.Array] | None) -> list[Quantized]:
         """`__call__` of several tensors, alike in `batch_key`, with curvatures of their shapes or without."""
-        codes, scales = project_in_rows(self._project_sides, weights, curvatures)
+        codes, scales = project_in_rows(self._project_sides, weights, curvatures, bool(self.batch_key(weights[0])))
         return [self._quantized(*of_tensor) for of_tensor in zip(weights, codes, scales, strict=True)]
 
     def _project_sides(
@@ -200,8 +200,8 @@ class Quantizer:
         """Signed codes, int8, and scales, in grouped form; with two scales along a new leading axis."""
 
         def project(side: jax.Array, members: jax.Array) -> tuple[jax.Array, jax.Array]:
-            is_sampled = rows is not None and rows.are_sampled
-            of_r, of_c, are_members = sample_of_rows(side, c, members, rows) if is_sampled else (side, c, members)
+            sampled = sample_of_rows(side, c, members, rows) if rows is not None and rows.are_sampled else None
+            of_r, of_c, are_members = sampled or (side, c, members)
             unpinned = are_members & ~solvers.is_pinned(of_c)
             largest, largest_unpinned = solvers.joint_max(of_r, jnp.where(unpinned, of_r, -1), axes, rows)
             # Where all are pinned they set the scale; what is not finite shall not pass as finite; nothing has scale 0.
@@ -212,7 +212,7 @@ class Quantizer:
                 solvers.Problem(solvers.normalise(r, largest), c, members.astype(w.dtype), axes, rows=rows)
                 for r, c, members in ((side, c, members), (of_r, of_c, are_members))
             )
-            problem = dataclasses.replace(problem, sample=sample if is_sampled else None)
+            problem = dataclasses.replace(problem, sample=sample if sampled else None)
             return self._project(problem, largest, None if previous is None else previous * members)
 
         if self.scales == 1:

@@ -5,24 +5,31 @@ The most important weight of a run, which the outliers are among, counts for its
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fobt._src.quantizers.rows import LANES, LENGTH, Rows
+from fobt._src.quantizers.grid import Grid
+from fobt._src.quantizers.rows import LANES, LENGTH, ROW, Rows
 from fobt._src.quantizers.solvers import Problem, is_pinned
 
-# Magnitudes, curvature, and where these are those of weights.
-Sample: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
+Arrays: TypeAlias = tuple[jax.Array, ...]
 
+# Of so many weights a sample is enough; more where the objective has many minima, as on logarithmic grids.
+_LEAST, _LEAST_LOGARITHMIC = 2**15, 2**17
 # Runs of a tensor are joined until they are in so many rows at most.
 _MOST_ROWS = 512
 # A tensor that may be spread over devices has about so many runs, each of at least so many weights, in rows that are a
 # multiple of so many, which makes sums over them fast.
 _RUNS, _LEAST_RUN, _ROWS = 2**14, 4, 16
+
+
+def is_sampled(size: int, grid: Grid) -> bool | None:
+    """Whether a sample chooses among the candidates for a tensor of so many weights; None where it makes no row."""
+    least = _LEAST_LOGARITHMIC if grid.spacing == "logarithmic" and grid.bits > 3 else _LEAST
+    return None if size < ROW else size >= least
 
 
 def importance(r: jax.Array, c: jax.Array, members: jax.Array) -> jax.Array:
@@ -37,25 +44,29 @@ def importance(r: jax.Array, c: jax.Array, members: jax.Array) -> jax.Array:
     return jnp.where(members, (of_r >> 2) + jnp.where(counts, (of_c >> 3) + (1 << (bits - 3)), 0), -1)
 
 
-def most_important(runs: Sample, axis: int) -> Sample:
+def most_important(runs: Arrays, axis: int) -> Arrays:
     """Importance, magnitude and curvature of the most important weight along an axis."""
 
-    def larger(p: Sample, q: Sample) -> Sample:
+    def larger(p: Arrays, q: Arrays) -> Arrays:
         return tuple(jnp.where(p[0] < q[0], y, x) for x, y in zip(p, q, strict=True))
 
-    return jax.lax.reduce(runs, tuple(jnp.asarray(value, x.dtype) for value, x in zip((-2, 0, 0), runs)), larger, (axis,))
+    return jax.lax.reduce(runs, _nothing(runs), larger, (axis,))
 
 
-def sample_of_rows(r: jax.Array, c: jax.Array, members: jax.Array, rows: Rows) -> Sample:
-    """The sample of every tensor, as rows of it; without gaps between runs, so that nothing large is overlooked."""
+def _nothing(runs: Arrays) -> Arrays:
+    """What stands for no weight."""
+    return tuple(jnp.asarray(value, x.dtype) for value, x in zip((-1, 0, 0), runs, strict=True))
+
+
+def sample_of_rows(r: jax.Array, c: jax.Array, members: jax.Array, rows: Rows) -> Arrays:
+    """Magnitudes, curvature and members of the sample of every tensor, as rows of it; no run is left out."""
     every = importance(r, c, members), r, c
     first, length = most_important(every, 1), LENGTH
     while len(rows.shapes) == 1 and len(first[0]) > _MOST_ROWS:
         run = min(LENGTH, -(-len(first[0]) // _MOST_ROWS))
-        gap = -len(first[0]) % run
-        padded = (jax.lax.pad(x, jnp.asarray(value, x.dtype), [(0, gap, 0), (0, 0, 0)]) for value, x in zip((-1, 0, 0), first))
-        first = most_important(tuple(x.reshape(-1, run, LANES) for x in padded), 1)
-        length *= run
+        gap = (0, -len(first[0]) % run, 0), (0, 0, 0)
+        padded = (jax.lax.pad(x, zero, gap) for x, zero in zip(first, _nothing(first), strict=True))
+        first, length = most_important(tuple(x.reshape(-1, run, LANES) for x in padded), 1), length * run
     runs = np.arange(len(first[0]))
     # Another place in each run, lest all are in the same columns of a matrix.
     place = np.minimum(runs * length + runs % length, len(r) * LENGTH - 1)
