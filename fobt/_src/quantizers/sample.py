@@ -69,7 +69,7 @@ def sample_of_rows(r: jax.Array, c: jax.Array, members: jax.Array, rows: Rows) -
         first, length = most_important(tuple(x.reshape(-1, run, LANES) for x in padded), 1), length * run
     runs = np.arange(len(first[0]))
     # Another place in each run, lest all are in the same columns of a matrix.
-    place = np.minimum(runs * length + runs % length, len(r) * LENGTH - 1)
+    place = np.minimum(runs * length + 3 * runs % length, len(r) * LENGTH - 1)
     other = [x.reshape(-1, LANES)[place] for x in every]
     of_others = jnp.where((other[0] < first[0]) | is_pinned(other[2]), other[2] * (length - 1), 0)
     pairs = (first[1], other[1]), (first[2], of_others), (first[0] >= 0, other[0] >= 0)
@@ -79,7 +79,7 @@ def sample_of_rows(r: jax.Array, c: jax.Array, members: jax.Array, rows: Rows) -
 def sample_of_tensor(problem: Problem) -> Problem:
     """The sample of one large tensor that keeps its axes, otherwise the problem; some weights may be overlooked."""
     r, c = problem.r, problem.without_pinned(problem.curvature)
-    if not problem.is_of_tensors or r.size < _LEAST_RUN * _RUNS:
+    if problem.rows is not None or not problem.is_of_tensors or r.size < _LEAST_RUN * _RUNS:
         return problem
     # Rows are taken whole, where there are enough.
     has_rows = r.ndim > 1 and max(r.shape[:-1]) * _RUNS >= r.size

@@ -16,6 +16,7 @@ def project(monkeypatch):
     """The projection in rows, with runs that are joined twice."""
     monkeypatch.setattr(quantizer, "fits_loops", lambda x: True)
     monkeypatch.setattr(sample, "_MOST_ROWS", 6)
+    monkeypatch.setattr(sample, "_RUNS", 2**10)
     programs = {}
 
     def of(grid, weights, curvature):
@@ -32,7 +33,7 @@ def draw():
     return np.float32(rng.normal(size=SIZE)), np.float32(np.exp(rng.normal(size=SIZE)))
 
 
-@pytest.mark.parametrize("grid", ["ternary", "linear(4)"])
+@pytest.mark.parametrize("grid", ["ternary", "linear(4)", "logarithmic(4)"])  # the last is not sampled
 def test_near_exact_in_any_unit_and_beside_weights_that_do_not_count(project, grid):
     weights, curvature = draw()
     weights[-2], curvature[-2] = 300, 1  # counts
