@@ -33,7 +33,7 @@ def is_sampled(size: int, grid: Grid) -> bool | None:
 
 
 def importance(r: jax.Array, c: jax.Array, members: jax.Array) -> jax.Array:
-    """An integer that grows with C r², about its logarithm; lower without curvature, and -1 where there is no weight.
+    """An integer that grows with C r², about its logarithm; lower without curvature, -1 where there is no weight.
 
     The bits of floats are about their logarithms. Products may overflow: magnitudes are those before normalisation.
     What is not finite, and shall not pass as finite, is most important.
