@@ -1,17 +1,12 @@
 r"""The near-exact solver: the best of some candidates for α, in a few passes over the weights.
 
-Where levels are Δ apart, rounding costs about C Δ²/12 for each weight, and clipping C (r - α)² for each r > α. The α
-that minimises their sum,
+The α that minimises (P) is between sizes that weights have, one of them smaller, one larger:
 
-    κ α² Σ C + Σ_{r > α} C (r - α)²,    κ = 1/(12 n²) on the linear grid,                                         (S)
+    a m ≤ α ≤ b M,    √m = Σ C r √r / Σ C r,    √M = Σ C r² √r / Σ C r²,
 
-is the only minimum of a convex function, and Newton's method finds it in a few steps: α ← Σ C r / (κ Σ C + Σ C), the
-sums but the one with κ over r > α. It is near the optimum of (P) wherever that is, also far below a weight that hardly
-counts. Candidates in fixed ratios to it are then compared by what they gain when α is fitted to their levels, and the
-best one is refined by alternation.
-
-The rule without curvature is that of Sakr et al., Optimal Clipping and Magnitude-aware Differentiation for Improved
-Quantization-aware Training, ICML 2022, Eq. 6.
+with factors a and b of the grid. In M weights count by what is lost where they become 0; it is the larger one, and both
+are those of the many where a weight far beyond them hardly counts. Candidates in fixed ratios are compared by what they
+gain when α is fitted to their levels, first from end to end and then near to the best one.
 """
 
 from __future__ import annotations
@@ -25,13 +20,13 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from fobt._src.quantizers.grid import Grid
-from fobt._src.quantizers.rows import LANES, LENGTH, Rows, run_of_sample
+from fobt._src.quantizers.sample import sample_of_tensor
 from fobt._src.quantizers.solvers import (
     Problem,
     Scales,
     best_fit,
-    fit_and_gain,
     fitted_to,
+    is_pinned,
     joint_reduce,
     joint_sum,
     ratio,
@@ -40,51 +35,50 @@ from fobt._src.quantizers.solvers import (
     split_runs,
 )
 
-# Candidates, in units of the minimum of (S), are compared first far apart and then near to the best one. The fewer
-# levels there are, the wider the model of (S) errs.
-_RANGES = {("linear", 2): (0.5, 10), ("linear", 3): (0.7, 3), ("linear", 4): (0.75, 1.8), ("logarithmic", 3): (0.5, 4)}
-_RANGES["logarithmic", 2] = _RANGES["linear", 2]
-_FINE_RANGES = {"linear": (0.75, 1.8), "logarithmic": (0.35, 4)}
-_BEYOND = 1.25
-# How many candidates, how often again, and after how many steps of Newton. Of groups, where the passes cost most, a few
-# do unless levels are many.
-_OF_GROUPS, _OF_TENSORS = (7, 1), (15, 2, 8)
+# Factors a, and b of the linear grid with 2 bits and of logarithmic ones, measured: the optima of normal, Laplace,
+# Student, Cauchy, uniform, sparse, bimodal, log-normal and log-uniform weights, with curvature that is constant,
+# log-normal, log-uniform or follows the weights, are in between.
+_LEAST, _MOST, _MOST_LOGARITHMIC = {2: 0.9}, 1.2, {2: 1.2, 3: 2.2, 4: 7.0, 5: 40.0}
+# How many candidates are compared twice: of tensors, and, as passes cost most there, of groups by their bits. More
+# where levels are many, and once more where the objective has many minima.
+_OF_TENSORS, _OF_GROUPS, _OF_MANY_LEVELS = 21, {2: 7, 3: 7, 4: 9}, 31
 # Groups with so many places where a level changes are solved exactly: each of them is a candidate.
 _FEW_CHANGES = 64
-# A step of the secant changes α by this factor at most.
-_FARTHEST = 1.25
-# A larger tensor has about so many runs, each of at least so many weights, of which two choose among the candidates.
-_RUNS, _LEAST_RUN = 2**14, 4
-# Their rows are a multiple of so many, which makes sums over them fast.
-_ROWS = 16
+# All weights are fitted to the α of a sample and to two beside it, by this factor. From there α may change by that
+# factor, and the slope of what fitting changes is not taken for less.
+_BESIDE, _FARTHEST, _FLATTEST = 1.03, 1.25, -1e-3
 
 
 def candidates(problem: Problem, grid: Grid) -> Scales:
     """The α that assigns and the one that fits, for every group; not for the binary grid."""
     if not problem.r.size:
         return fitted_to(problem, grid, jnp.ones(()))
-    sample = _sample(problem) if problem.rows is None else _sample_of_rows(problem, problem.rows)
+    sample = problem.sample or sample_of_tensor(problem)
+    sample = dataclasses.replace(sample, curvature=sample.without_pinned(sample.curvature), is_finite=True)
     changes = math.prod(sample.r.shape[axis] for axis in sample.axes) * grid.max_code
     if changes <= _FEW_CHANGES and problem.rows is None:
         return fitted_to(problem, grid, _best_change(sample, grid))
     assigning = _best_ratio(sample, grid)
-    if sample.r.size == problem.r.size:
+    if sample.r.size == problem.r.size and problem.rows is None:
         return fitted_to(problem, grid, assigning)
     one_of_each = assigning if problem.rows is not None else assigning.reshape((1,) * problem.r.ndim)
     return _by_secant(problem, grid, one_of_each)
 
 
 def _best_ratio(problem: Problem, grid: Grid) -> jax.Array:
-    """The best of the candidates around the minimum of (S)."""
+    """The best of the candidates between a m and b M."""
     r, c, axes = problem.r, problem.curvature, problem.axes
-    is_rough = (grid.spacing, grid.bits) in _RANGES
-    least, most = _RANGES.get((grid.spacing, grid.bits), _FINE_RANGES[grid.spacing])
-    count, zooms, steps = (*_OF_GROUPS, grid.bits - 1) if is_rough and not problem.is_of_tensors else _OF_TENSORS
-    modelled = _least_modelled_error(problem, grid, steps)
-    # Where few weights have most of Σ C r², far beyond that minimum, the best α may be their size.
-    energy = c * r * r
-    of_energy = ratio(*joint_sum(energy * jnp.sqrt(r), energy, axes, problem.rows)) ** 2
-    span = jnp.log(jnp.maximum(most * modelled, _BEYOND * of_energy) / (least * modelled))
+    is_linear = grid.spacing == "linear"
+    has_many = grid.bits > (4 if is_linear else 3)
+    count = _OF_MANY_LEVELS if has_many else _OF_TENSORS if problem.is_of_tensors else _OF_GROUPS[grid.bits]
+    zooms = 2 if has_many and not is_linear else 1
+    moment, root = c * r, jnp.sqrt(r)
+    smaller = ratio(*joint_sum(moment * root, moment, axes, problem.rows)) ** 2
+    larger = ratio(*joint_sum(moment * r * root, moment * r, axes, problem.rows)) ** 2
+    # Every bit makes the optimum larger by about √2, and rounding finer.
+    most = _MOST * 2 ** (grid.bits / 2 - 1) if is_linear else _MOST_LOGARITHMIC[grid.bits]
+    least = _LEAST.get(grid.bits, 1.0) * smaller
+    span = jnp.log(jnp.maximum(most * larger / least, 1))
     # As many again between the two neighbours of the best one, which is in their middle.
     places = [np.linspace(0, 1, count)]
     for zoom in range(zooms):
@@ -95,7 +89,7 @@ def _best_ratio(problem: Problem, grid: Grid) -> jax.Array:
         alphas = _rounded(alpha[None] * jnp.exp(span[None] * places.reshape(-1, *[1] * r.ndim)))
         return best_fit(*_sums_of_fits(problem, grid, alphas), 0), None
 
-    return jax.lax.scan(best_near, least * modelled, jnp.asarray(places, r.dtype))[0]
+    return jax.lax.scan(best_near, least, jnp.asarray(places, r.dtype))[0]
 
 
 def _rounded(alpha: jax.Array) -> jax.Array:
@@ -122,27 +116,28 @@ def _best_change(problem: Problem, grid: Grid) -> jax.Array:
 
 
 def _by_secant(problem: Problem, grid: Grid, alpha: jax.Array) -> Scales:
-    """The best of one α and of two steps from there to where fitting α to its levels does not change it.
+    """The best of one α, two beside it, and that to which they point: where fitting α to its levels does not change it.
 
     Alternation stops there too, but each of its steps goes only a part of the way, less the more levels there are.
     """
-
-    def limited(to: jax.Array, alpha: jax.Array) -> jax.Array:
-        return _rounded(jnp.clip(to, alpha / _FARTHEST, alpha * _FARTHEST))
-
-    alpha = _rounded(alpha)
-    first, gain = fit_and_gain(problem, grid, alpha)
-    second = limited(alpha + 2 * (first - alpha), alpha)
-    fitted, second_gain = fit_and_gain(problem, grid, second)
-    slope = (fitted - second - first + alpha) / jnp.where(second == alpha, 1, second - alpha)
+    near = _rounded(alpha[None] * jnp.asarray([1 / _BESIDE, 1, _BESIDE], alpha.dtype).reshape(-1, *[1] * alpha.ndim))
+    fits, gains = _fits_and_gains(problem, grid, near)
+    error = fits - near
+    slopes = jnp.diff(error, axis=0) / jnp.diff(near, axis=0)
     # Between rounded numbers the slope may be anything; alternation itself has -1 at most.
-    third = limited(second - (fitted - second) / jnp.clip(slope, -1, -0.05), second)
-    last, last_gain = fit_and_gain(problem, grid, third)
-    assigning, fits, gains = (
-        jnp.stack(x) for x in ((alpha, second, third), (first, fitted, last), (gain, second_gain, last_gain))
-    )
+    slope = jnp.clip(jnp.where(error[1] > 0, slopes[1], slopes[0]), -1, _FLATTEST)
+    to = _rounded(jnp.clip(near[1] - error[1] / slope, near[1] / _FARTHEST, near[1] * _FARTHEST))[None]
+    tried = (near, fits, gains), (to, *_fits_and_gains(problem, grid, to))
+    assigning, fits, gains = (jnp.concatenate(x) for x in zip(*tried, strict=True))
     best = jnp.argmax(gains, 0)[None]
     return jnp.take_along_axis(assigning, best, 0)[0], jnp.take_along_axis(fits, best, 0)[0]
+
+
+def _fits_and_gains(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
+    """The α that fit the levels nearest to r / α, for α along a leading axis, and their gains."""
+    x, y = _sums_of_fits(problem, grid, alphas)
+    fits = ratio(x, y)
+    return fits, x * fits
 
 
 def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
@@ -152,7 +147,7 @@ def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
 
     def terms(r: jax.Array, c: jax.Array, inverse: jax.Array) -> Scales:
         levels = grid.nearest_steps(r * inverse)
-        weighted = c * levels
+        weighted = c * levels if problem.is_finite else jnp.where(is_pinned(c), 0, c * levels)
         return weighted * r, weighted * levels
 
     axes = tuple(other + 1 for other in problem.axes)
@@ -172,74 +167,3 @@ def _sums_of_fits(problem: Problem, grid: Grid, alphas: jax.Array) -> Scales:
             rest_x, rest_y = reduce_rest(*terms(rest_r[None], rest_c[None], inverse), axes, 0, jax.lax.add)
             x, y = x + rest_x, y + rest_y
     return x / grid.steps_per_level, y / grid.steps_per_level**2
-
-
-def _least_modelled_error(problem: Problem, grid: Grid, steps: int) -> jax.Array:
-    """The minimum of (S)."""
-    # Of a logarithmic grid the part of the error that grows with α is what lies below the first midpoint and becomes 0.
-    kappa = 1 / (12 * grid.max_code**2) if grid.spacing == "linear" else float(grid.midpoints[0]) ** 2
-    r, c, axes = problem.r, problem.curvature, problem.axes
-    moment, total = joint_sum(c * r, c, axes, problem.rows)
-    mean = ratio(moment, total)
-
-    def newton(_: jax.Array, alpha: jax.Array) -> jax.Array:
-        above = jnp.where(r > alpha, c, 0)
-        moment, clipped = joint_sum(above * r, above, axes, problem.rows)
-        return jnp.maximum(moment / jnp.where(total > 0, kappa * total + clipped, 1), mean)
-
-    return jax.lax.fori_loop(0, steps, newton, mean * (grid.bits / 2))
-
-
-def _sample(problem: Problem) -> Problem:
-    """Of one large group two weights of every run, otherwise the problem.
-
-    The weight with the largest C r², which the outliers are among, counts for itself, and one other for all others.
-    """
-    r, c = problem.r, problem.without_pinned(problem.curvature)
-    if not problem.is_of_tensors or r.size < _LEAST_RUN * _RUNS:
-        return dataclasses.replace(problem, curvature=c, is_finite=True)
-    # Rows are taken whole, where there are enough.
-    has_rows = r.ndim > 1 and max(r.shape[:-1]) * _RUNS >= r.size
-    axis = int(np.argmax(r.shape[:-1] if has_rows else r.shape))
-    length = min(r.size // _RUNS, r.shape[axis]) // _LEAST_RUN * _LEAST_RUN
-    if not length:
-        return dataclasses.replace(problem, curvature=c, is_finite=True)
-    rows = r.shape[axis] // length
-    rows -= rows % _ROWS if rows > _ROWS else 0
-
-    def in_runs(x: jax.Array) -> jax.Array:
-        x = jax.lax.slice_in_dim(x, 0, rows * length, axis=axis)
-        return x.reshape(*x.shape[:axis], rows, length // _LEAST_RUN, _LEAST_RUN, *x.shape[axis + 1 :])
-
-    sampled = _two_of_each_run(in_runs(r), in_runs(c), axis)
-    return Problem(*sampled, problem.members, tuple(range(r.ndim + 1)), True)
-
-
-def _sample_of_rows(problem: Problem, rows: Rows) -> Problem:
-    """The same of the columns of rows, as many as tensors of that size want."""
-    r, c = problem.r, problem.without_pinned(problem.curvature)
-    run = run_of_sample(max(map(math.prod, rows.shapes)))
-    if run is None or run == 1:
-        return dataclasses.replace(problem, curvature=c, is_finite=True)
-    in_runs = (len(r), LENGTH // run, run // _LEAST_RUN, _LEAST_RUN, LANES)
-    sampled = _two_of_each_run(r.reshape(in_runs), c.reshape(in_runs), 1)
-    r, c = (jnp.moveaxis(x, 0, 1).reshape(len(r), LENGTH, -1) for x in sampled)
-    return Problem(r, c, problem.members, problem.axes, True, rows)
-
-
-def _two_of_each_run(r: jax.Array, c: jax.Array, axis: int) -> Scales:
-    """Magnitudes and curvature of two weights of each run, which the two axes behind `axis` are, along a new axis."""
-    length = r.shape[axis + 1] * r.shape[axis + 2]
-    zero = jnp.zeros((), r.dtype)
-
-    def larger(p: tuple[jax.Array, ...], q: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        return tuple(jnp.where(p[0] < q[0], y, x) for x, y in zip(p, q, strict=True))
-
-    largest = c * r * r, r, c
-    for reduced in (axis + 2, axis + 1):  # in short runs at first, over which the loop is vectorised
-        largest = jax.lax.reduce(largest, (zero - 1, zero, zero), larger, (reduced,))
-    energy, of_r, of_c = largest
-    other_r, other_c = (x[(slice(None),) * (axis + 1) + (-1, -1)] for x in (r, c))
-    other_c = jnp.where(other_c * other_r * other_r < energy, other_c * (length - 1), 0)
-    # A new axis: to lengthen one would move what lies on several devices.
-    return jnp.stack([of_r, other_r]), jnp.stack([of_c, other_c])

@@ -20,7 +20,8 @@ from fobt._src.quantizers.candidates import candidates
 from fobt._src.quantizers.granularity import Granularity, PerTensor
 from fobt._src.quantizers.grid import Grid
 from fobt._src.quantizers.quantized import Quantized, scale_of_each
-from fobt._src.quantizers.rows import Rows, project_in_rows, run_of_sample
+from fobt._src.quantizers.rows import Rows, project_in_rows
+from fobt._src.quantizers.sample import is_sampled, sample_of_rows
 
 Solver = Literal["exact", "candidates", "alternating"]
 
@@ -38,12 +39,12 @@ class Quantizer:
       granularity: which weights share a scale: `per_tensor`, `per_channel` or `per_block`.
       solver: how (P) is solved.
 
-          - "candidates" compares some α around that of a model of the error by what they gain, first far apart and then
-            near to the best one. Time and memory are linear. Up to 4 bits the objective is the optimum to about 1e-4
-            for one scale per tensor and to about 1e-3 for the sum of many groups, of which a single one may be tens of
-            percent above its own; it is exact where weights × levels are at most 64. With 8 bits, where the optimum is
-            tiny, it is about 1e-2 above it, for small groups 1e-1. A weight of little curvature does not matter,
-            however large it is.
+          - "candidates" compares some α between two sizes of the weights by what they gain, first far apart and then
+            near to the best one; in a large tensor those of a sample, and then all near to the best one. Time and
+            memory are linear. Up to 4 bits the objective is the optimum to about 1e-4 for one scale per tensor and to
+            about 1e-3 for the sum of many groups, of which a single one may be tens of percent above its own; it is
+            exact where weights × levels are at most 64. With 8 bits, where the optimum is tiny, it is about 1e-2 above
+            it, for small groups 1e-1. A weight of little curvature does not matter, however large it is.
           - "exact" finds the global optimum by sorting, O(n L log nL) for L positive levels: for small or unsharded
             tensors.
           - "alternating" is Algorithm 2 of the AAAI paper (LATa, LAQ), at most ten rounds to a local minimum,
@@ -174,16 +175,16 @@ class Quantizer:
         scale = split.squeeze(scale) if self.scales == 1 else jnp.stack([split.squeeze(x) for x in scale])
         return self._quantized(weights, signed_codes, scale)
 
-    def batch_key(self, weights: jax.Array) -> int | None:
+    def batch_key(self, weights: jax.Array) -> bool | None:
         """What tensors must have in common that `of_all` projects together; None for those that it does not take."""
         is_taken = self.solver == "candidates" and self.grid.spacing != "binary" and fits_loops(weights)
         of_tensor = isinstance(self.granularity, PerTensor)
-        return run_of_sample(weights.size) if is_taken and of_tensor else None
+        return is_sampled(weights.size, self.grid) if is_taken and of_tensor else None
 
     @partial(jax.jit, static_argnums=0)
     def of_all(self, weights: Sequence[jax.Array], curvatures: Sequence[jax.Array] | None) -> list[Quantized]:
         """`__call__` of several tensors, alike in `batch_key`, with curvatures of their shapes or without."""
-        codes, scales = project_in_rows(self._project_sides, weights, curvatures)
+        codes, scales = project_in_rows(self._project_sides, weights, curvatures, bool(self.batch_key(weights[0])))
         return [self._quantized(*of_tensor) for of_tensor in zip(weights, codes, scales, strict=True)]
 
     def _project_sides(
@@ -199,14 +200,19 @@ class Quantizer:
         """Signed codes, int8, and scales, in grouped form; with two scales along a new leading axis."""
 
         def project(side: jax.Array, members: jax.Array) -> tuple[jax.Array, jax.Array]:
-            unpinned = members & ~solvers.is_pinned(c)
-            largest, largest_unpinned = solvers.joint_max(side, jnp.where(unpinned, side, -1), axes, rows)
+            sampled = sample_of_rows(side, c, members, rows) if rows is not None and rows.are_sampled else None
+            of_r, of_c, are_members = sampled or (side, c, members)
+            unpinned = are_members & ~solvers.is_pinned(of_c)
+            largest, largest_unpinned = solvers.joint_max(of_r, jnp.where(unpinned, of_r, -1), axes, rows)
             # Where all are pinned they set the scale; what is not finite shall not pass as finite; nothing has scale 0.
             largest = jnp.where(
                 jnp.isfinite(largest) & (largest_unpinned >= 0), largest_unpinned, jnp.maximum(largest, 0)
             )
-            r = solvers.normalise(side, largest)
-            problem = solvers.Problem(r, c, members.astype(w.dtype), axes, rows=rows)
+            problem, sample = (
+                solvers.Problem(solvers.normalise(r, largest), c, members.astype(w.dtype), axes, rows=rows)
+                for r, c, members in ((side, c, members), (of_r, of_c, are_members))
+            )
+            problem = dataclasses.replace(problem, sample=sample if sampled else None)
             return self._project(problem, largest, None if previous is None else previous * members)
 
         if self.scales == 1:

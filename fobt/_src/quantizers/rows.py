@@ -18,33 +18,25 @@ import numpy as np
 
 # A longer loop over a row's axis is not unrolled, and then not vectorised.
 LENGTH, LANES = 8, 64
-_ROW = LENGTH * LANES
-# Of so many weights a sample chooses among the candidates: two of four, or two of eight.
-_SAMPLED, _SAMPLED_LESS = 2**16, 2**17
-# Of larger tensors the copies take longer than what the short axis saves.
-_LARGEST = 2**19
-
-
-def run_of_sample(size: int) -> int | None:
-    """Of how many weights in a column of a row a sample takes two; all with 1, and None where rows have too few.
-
-    Tensors with the same answer may be projected together.
-    """
-    if not _ROW <= size < _LARGEST:
-        return None
-    return 1 if size < _SAMPLED else LENGTH // 2 if size < _SAMPLED_LESS else LENGTH
+ROW = LENGTH * LANES
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Where tensors of these shapes are in an array of rows, (rows, LENGTH, LANES)."""
+    """Where tensors of these shapes are in an array of rows, (rows, LENGTH, LANES).
+
+    Attributes:
+      shapes: of the tensors.
+      are_sampled: whether a sample of each tensor chooses among the candidates.
+    """
 
     shapes: tuple[tuple[int, ...], ...]
+    are_sampled: bool
 
     @functools.cached_property
     def counts(self) -> list[int]:
         """Rows of each tensor."""
-        return [-(-math.prod(shape) // _ROW) for shape in self.shapes]
+        return [-(-math.prod(shape) // ROW) for shape in self.shapes]
 
     @functools.cached_property
     def starts(self) -> list[int]:
@@ -55,23 +47,25 @@ class Rows:
         """The rows of all tensors."""
         parts = []
         for x, count in zip(tensors, self.counts, strict=True):
-            parts += [x.reshape(-1), jnp.zeros(count * _ROW - x.size, x.dtype)]
+            parts += [x.reshape(-1), jnp.zeros(count * ROW - x.size, x.dtype)]
         return jnp.concatenate([part for part in parts if part.size]).reshape(-1, LENGTH, LANES)
 
     def members(self) -> jax.Array:
         """Where rows hold weights."""
+        if all(math.prod(shape) % ROW == 0 for shape in self.shapes):
+            return jnp.ones((sum(self.counts), LENGTH, LANES), bool)
         filled = [
-            np.clip(math.prod(shape) - _ROW * np.arange(count), 0, _ROW)
+            np.clip(math.prod(shape) - ROW * np.arange(count), 0, ROW)
             for shape, count in zip(self.shapes, self.counts, strict=True)
         ]
-        places = jnp.arange(_ROW).reshape(1, LENGTH, LANES)
+        places = jnp.arange(ROW).reshape(1, LENGTH, LANES)
         return places < jnp.asarray(np.concatenate(filled))[:, None, None]
 
     def split(self, rows: jax.Array) -> list[jax.Array]:
         """The tensors that rows are of."""
         flat = rows.reshape(-1)
         return [
-            jax.lax.slice_in_dim(flat, start * _ROW, start * _ROW + math.prod(shape)).reshape(shape)
+            jax.lax.slice_in_dim(flat, start * ROW, start * ROW + math.prod(shape)).reshape(shape)
             for start, shape in zip(self.starts, self.shapes, strict=True)
         ]
 
@@ -90,15 +84,17 @@ def project_in_rows(
     project: Callable[..., tuple[jax.Array, jax.Array]],
     weights: Sequence[jax.Array],
     curvatures: Sequence[jax.Array] | None,
+    are_sampled: bool,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Codes and scales of tensors, in float32 or wider.
 
     Args:
       project: from weights, curvature and members in grouped form, axes and rows to codes and scales.
-      weights: of `run_of_sample` in common.
+      weights: of these tensors.
       curvatures: in their shapes; None means 1.
+      are_sampled: as in `Rows`.
     """
-    rows = Rows(tuple(x.shape for x in weights))
+    rows = Rows(tuple(x.shape for x in weights), are_sampled)
     dtype = np.promote_types(weights[0].dtype, np.float32)
     w, members = rows.join(weights).astype(dtype), rows.members()
     c = jnp.broadcast_to(members, w.shape) if curvatures is None else rows.join(curvatures)

@@ -53,6 +53,7 @@ class Problem:
       axes: the axes over which a group extends.
       is_finite: whether no weight is pinned.
       rows: where `r` has the rows of tensors with a scale each, of which `axes` are those within a row.
+      sample: a smaller problem with about the same solution, where there is one.
     """
 
     r: jax.Array
@@ -61,6 +62,7 @@ class Problem:
     axes: tuple[int, ...]
     is_finite: bool = False
     rows: Rows | None = None
+    sample: Problem | None = None
 
     @property
     def is_of_tensors(self) -> bool:
@@ -176,17 +178,11 @@ def fitted_to(problem: Problem, grid: Grid, assigning: jax.Array) -> Scales:
 
 def fit(problem: Problem, grid: Grid, assigning: jax.Array) -> jax.Array:
     """The α that fits the levels nearest to r / assigning."""
-    return fit_and_gain(problem, grid, assigning)[0]
-
-
-def fit_and_gain(problem: Problem, grid: Grid, assigning: jax.Array) -> Scales:
-    """The α that fits the levels nearest to r / assigning, and by how much the objective is below ½ Σ C r², times 2."""
     per_level = grid.steps_per_level
     steps = grid.nearest_steps(problem.r * (per_level / assigning))
     weighted = problem.without_pinned(problem.curvature * steps)
     x, y = joint_sum(weighted * problem.r, weighted * steps, problem.axes, problem.rows)
-    fitted = ratio(per_level * x, y)
-    return fitted, x / per_level * fitted
+    return ratio(per_level * x, y)
 
 
 def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
