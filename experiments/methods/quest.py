@@ -7,6 +7,7 @@ are its weights, with one scale for a tensor as in all rows.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -14,9 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.linalg
-import scipy.optimize
-import scipy.stats
+import scipy  # loads its parts where they are first used
 
 import fobt
 from experiments.methods.given_scale import over_weights, rounded_to
@@ -53,6 +52,7 @@ def quest_hadamard(hyper: Hyperparameters, quantizer: fobt.Quantizer) -> Method:
 class Rotated(fobt.Quantized):
     """Codes and scale of rotated weights: they stand for weights that `rotate` turns back."""
 
+    @jax.jit
     def dequantize(self) -> jax.Array:
         """The weights in their own basis, which are on no grid."""
         return rotate(super().dequantize())
@@ -97,9 +97,12 @@ def gaussian_scale(quantizer: fobt.Quantizer) -> float:
     levels, lower = quantizer.grid.positive_levels, quantizer.grid.midpoints
     upper = np.append(lower[1:], np.inf)
 
+    def density(x: np.ndarray) -> np.ndarray:
+        return np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+
     def distance(alpha: float) -> float:
-        first = 2 * levels @ (scipy.stats.norm.pdf(alpha * lower) - scipy.stats.norm.pdf(alpha * upper))
-        second = 2 * levels**2 @ (scipy.stats.norm.cdf(alpha * upper) - scipy.stats.norm.cdf(alpha * lower))
+        first = 2 * levels @ (density(alpha * lower) - density(alpha * upper))
+        second = 2 * levels**2 @ (scipy.special.ndtr(alpha * upper) - scipy.special.ndtr(alpha * lower))
         return float(1 - 2 * alpha * first + alpha**2 * second)
 
     # 8 bits have their best outermost level at 3.9 standard deviations.

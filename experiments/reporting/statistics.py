@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import scipy.stats
+import scipy.special
 
 CONFIDENCE = 0.95
 LEAST_SEEDS = 5  # with fewer an interval says more about the assumption of normality than about the values
@@ -75,7 +75,7 @@ def paired_difference(values: Mapping[int, float], reference: Mapping[int, float
     mean, n = statistics.fmean(differences), len(differences)
     if n < LEAST_SEEDS:
         return Estimate(mean, None, None, n)
-    quantile = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+    quantile = float(scipy.special.stdtrit(n - 1, (1 + CONFIDENCE) / 2))
     half = quantile * statistics.stdev(differences) / math.sqrt(n)
     return Estimate(mean, mean - half, mean + half, n)
 

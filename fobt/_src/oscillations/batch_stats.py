@@ -88,9 +88,19 @@ def reestimate_batch_stats(
         if count == 1:
             check_same_leaves("what update_fn returns", parts, "batch_stats", batch_stats)
             rates = _decay_rates(update_fn, parts, batch)
-        total = jax.tree.map(jnp.add, total, parts)
+        total = _sum(total, parts)
     if count == 0:
         raise ValueError("batches must not be empty, got none.")
+    return _average(total, rates, batch_stats, count)
+
+
+@jax.jit
+def _sum(total: BatchStats, parts: BatchStats) -> BatchStats:
+    return jax.tree.map(jnp.add, total, parts)
+
+
+@jax.jit
+def _average(total: BatchStats, rates: BatchStats, batch_stats: BatchStats, count: int) -> BatchStats:
     return jax.tree.map(lambda t, m, r: (t / (count * (1 - m))).astype(r.dtype), total, rates, batch_stats)
 
 

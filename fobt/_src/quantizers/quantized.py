@@ -48,6 +48,7 @@ class Quantized(FlaxSerializable):
     scales: int = dataclasses.field(metadata={"static": True})
     dtype: jnp.dtype = dataclasses.field(metadata={"static": True})
 
+    @jax.jit
     def dequantize(self) -> jax.Array:
         """The weights α β, in the shape of the codes and the dtype of the weights that were quantized.
 
