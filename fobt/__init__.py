@@ -22,9 +22,10 @@ if TYPE_CHECKING or WITH_JAX:  # without JAX, packed files can be read, and that
     from fobt._src.oscillations.batch_stats import reestimate_batch_stats
     from fobt._src.post_training.lapq import LapqResult, lapq
     from fobt._src.quantizers.activations import fake_quantize, moving_average_range
+    from fobt._src.quantizers.constructors import binary, linear, logarithmic, ternary
     from fobt._src.quantizers.granularity import per_block, per_channel, per_tensor
     from fobt._src.quantizers.quantized import Quantized
-    from fobt._src.quantizers.quantizer import Quantizer, binary, linear, logarithmic, ternary
+    from fobt._src.quantizers.quantizer import Quantizer
     from fobt._src.training import Training
     from fobt._src.trees.annealing import annealed_params
     from fobt._src.trees.bounds import bound_weights

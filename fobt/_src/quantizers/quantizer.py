@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import operator
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,8 @@ from jax.typing import ArrayLike
 from fobt._src.quantizers import solvers
 from fobt._src.quantizers.cache_chunks import fits_loops, project_in_chunks
 from fobt._src.quantizers.candidates import candidates
-from fobt._src.quantizers.granularity import Granularity, PerTensor
+from fobt._src.quantizers.columns import column_length, project_columns
+from fobt._src.quantizers.granularity import Granularity, PerTensor, per_channel
 from fobt._src.quantizers.grid import Grid
 from fobt._src.quantizers.quantized import Quantized, scale_of_each
 from fobt._src.quantizers.rows import Rows, project_in_rows
@@ -160,7 +160,7 @@ class Quantizer:
         c = (members.astype(dtype) if curvature is None else grouped("curvature", curvature)) * jnp.ones_like(w)
         previous = None if codes is None else jnp.abs(grouped("codes", codes))
 
-        if self.batch_key(weights) is not None:
+        if isinstance(self.granularity, PerTensor) and self.batch_key(weights) is not None:
             return self.of_all([weights], None if curvature is None else [c])[0]
         if self.grid.spacing == "binary":
             scale = self._binary_scale(w, c, members, axes)
@@ -175,16 +175,24 @@ class Quantizer:
         scale = split.squeeze(scale) if self.scales == 1 else jnp.stack([split.squeeze(x) for x in scale])
         return self._quantized(weights, signed_codes, scale)
 
-    def batch_key(self, weights: jax.Array) -> bool | None:
+    def batch_key(self, weights: jax.Array) -> Hashable:
         """What tensors must have in common that `of_all` projects together; None for those that it does not take."""
         is_taken = self.solver == "candidates" and self.grid.spacing != "binary" and fits_loops(weights)
-        of_tensor = isinstance(self.granularity, PerTensor)
-        return is_sampled(weights.size, self.grid) if is_taken and of_tensor else None
+        if not is_taken or not weights.size:
+            return None
+        if isinstance(self.granularity, PerTensor):
+            return is_sampled(weights.size, self.grid)
+        return column_length(weights.shape, self.granularity)
 
     @partial(jax.jit, static_argnums=0)
     def of_all(self, weights: Sequence[jax.Array], curvatures: Sequence[jax.Array] | None) -> list[Quantized]:
         """`__call__` of several tensors, alike in `batch_key`, with curvatures of their shapes or without."""
-        codes, scales = project_in_rows(self._project_sides, weights, curvatures, bool(self.batch_key(weights[0])))
+        split = self.granularity
+        if not isinstance(split, PerTensor):
+            of_columns = dataclasses.replace(self, granularity=per_channel(), stacked=0)
+            codes, scales = project_columns(of_columns, weights, curvatures, split)
+        else:
+            codes, scales = project_in_rows(self._project_sides, weights, curvatures, bool(self.batch_key(weights[0])))
         return [self._quantized(*of_tensor) for of_tensor in zip(weights, codes, scales, strict=True)]
 
     def _project_sides(
@@ -263,129 +271,6 @@ class Quantizer:
         return self.grid.nearest(problem.r * (1 / assigning)), jnp.where(largest == 0, 1, fitted * largest)
 
 
-def binary(*, granularity: Granularity = PerTensor(), stacked: int = 0) -> Quantizer:  # noqa: B008 - immutable
-    """One bit: codes -1 and +1, with the scale α = Σ C|w| / Σ C.
-
-    Args:
-      granularity: which weights share a scale.
-      stacked: leading axes along which tensors are stacked, such as seeds or the layers of a scan; see `Quantizer`.
-
-    Returns:
-      The quantizer.
-
-    Raises:
-      ValueError: `granularity` is not one.
-
-    Example:
-      >>> import fobt
-      >>> fobt.binary()([0.5, -1.5], curvature=[3.0, 1.0]).dequantize()
-      Array([ 0.75, -0.75], dtype=float32)
-    """
-    return _make(Grid("binary", 1), granularity, "candidates", stacked)
-
-
-def ternary(
-    *,
-    scale_per_sign: bool = False,
-    solver: Solver = "candidates",
-    granularity: Granularity = PerTensor(),  # noqa: B008 - immutable
-    stacked: int = 0,
-) -> Quantizer:
-    """Ternary weights: codes -1, 0 and +1, stored in two bits; LAT, and with two scales LAT2.
-
-    Args:
-      scale_per_sign: whether positive and negative weights have a scale each, and are projected separately.
-      solver: "exact", "candidates" or "alternating", see `Quantizer`.
-      granularity: which weights share a scale.
-      stacked: leading axes along which tensors are stacked, such as seeds or the layers of a scan; see `Quantizer`.
-
-    Returns:
-      The quantizer.
-
-    Raises:
-      ValueError: an argument is not one of these.
-
-    Example:
-      >>> import fobt
-      >>> fobt.ternary(scale_per_sign=True)([4.0, 2.0, -1.0, 0.1]).dequantize()
-      Array([ 3.,  3., -1.,  0.], dtype=float32)
-    """
-    if not isinstance(scale_per_sign, bool):
-        raise ValueError(f"scale_per_sign must be True or False, got {scale_per_sign!r}.")
-    return _make(Grid("linear", 2), granularity, solver, stacked, scales=2 if scale_per_sign else 1)
-
-
-def linear(
-    bits: int,
-    *,
-    solver: Solver = "candidates",
-    granularity: Granularity = PerTensor(),  # noqa: B008 - immutable
-    stacked: int = 0,
-) -> Quantizer:
-    """Equally spaced levels {0, ±1/n, ..., ±1}, n = 2^(bits-1) - 1. Two bits are ternary.
-
-    Args:
-      bits: 2 to 8.
-      solver: "exact", "candidates" or "alternating", see `Quantizer`.
-      granularity: which weights share a scale.
-      stacked: leading axes along which tensors are stacked, such as seeds or the layers of a scan; see `Quantizer`.
-
-    Returns:
-      The quantizer.
-
-    Raises:
-      ValueError: an argument is not one of these.
-
-    Example:
-      >>> import fobt
-      >>> quantized = fobt.linear(3)([3.0, -1.0, 0.2, 2.0])
-      >>> quantized.codes, quantized.scale
-      (Array([ 3, -1,  0,  2], dtype=int8), Array(3., dtype=float32))
-    """
-    return _make(Grid("linear", _checked_bits(bits, 8)), granularity, solver, stacked)
-
-
-def logarithmic(
-    bits: int,
-    *,
-    solver: Solver = "candidates",
-    granularity: Granularity = PerTensor(),  # noqa: B008 - immutable
-    stacked: int = 0,
-) -> Quantizer:
-    """Powers of two {0, ±2^-(n-1), ..., ±1/2, ±1}, n = 2^(bits-1) - 1. Two bits are ternary.
-
-    Args:
-      bits: 2 to 5.
-      solver: "exact", "candidates" or "alternating", see `Quantizer`.
-      granularity: which weights share a scale.
-      stacked: leading axes along which tensors are stacked, such as seeds or the layers of a scan; see `Quantizer`.
-
-    Returns:
-      The quantizer.
-
-    Raises:
-      ValueError: an argument is not one of these.
-
-    Example:
-      >>> import fobt
-      >>> quantized = fobt.logarithmic(3)([4.0, -1.0, 0.1, 2.0])
-      >>> quantized.codes, quantized.scale
-      (Array([ 3, -1,  0,  2], dtype=int8), Array(4., dtype=float32))
-    """
-    return _make(Grid("logarithmic", _checked_bits(bits, 5)), granularity, solver, stacked)
-
-
-def _make(grid: Grid, granularity: Granularity, solver: Solver, stacked: int, scales: int = 1) -> Quantizer:
-    if not isinstance(granularity, Granularity):
-        raise ValueError(f"granularity must be made by per_tensor, per_channel or per_block, got {granularity!r}.")
-    if solver not in get_args(Solver):
-        raise ValueError(f"solver must be one of {get_args(Solver)}, got {solver!r}.")
-    if isinstance(stacked, bool) or not hasattr(stacked, "__index__") or stacked < 0:
-        raise ValueError(f"stacked must be an integer of at least 0, got {stacked!r}.")
-    count = operator.index(stacked)
-    return Quantizer(grid, granularity.stacked(count), solver, scales, count)
-
-
 def _checked_weights(weights: ArrayLike) -> jax.Array:
     weights = jnp.asarray(weights)
     if not jnp.issubdtype(weights.dtype, jnp.floating):
@@ -397,9 +282,3 @@ def _checked_weights(weights: ArrayLike) -> jax.Array:
         is_count = weights.ndim == 0 and jnp.issubdtype(weights.dtype, jnp.integer)
         raise ValueError(f"weights must be floating, got dtype {weights.dtype}.{count if is_count else ''}")
     return weights
-
-
-def _checked_bits(bits: int, largest: int) -> int:
-    if isinstance(bits, bool) or not hasattr(bits, "__index__") or not 2 <= bits <= largest:
-        raise ValueError(f"bits must be an integer from 2 to {largest}, got {bits!r}.")
-    return operator.index(bits)

@@ -30,6 +30,9 @@ def quantize_leaves(
         else:
             batches.setdefault((quantizer, key, weights.dtype, curvature is None), []).append(i)
     for (quantizer, *_, is_unweighted), places in batches.items():
+        if len(places) == 1:
+            results[places[0]] = quantizer(leaves[places[0]], curvatures[places[0]])
+            continue
         ws, cs = ([jnp.asarray(xs[i]) for i in places if xs[i] is not None] for xs in (leaves, curvatures))
         projected = quantizer.of_all(ws, None if is_unweighted else cs)
         for i, of_leaf in zip(places, projected, strict=True):

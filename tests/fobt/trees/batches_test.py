@@ -53,6 +53,21 @@ def test_each_leaf_as_on_its_own(on_one_device, quantizer):
     assert_as_good(params, curvature, together(params, curvature, quantizer), alone)
 
 
+@pytest.mark.parametrize(
+    "granularity", [fobt.per_channel(), fobt.per_block(16)], ids=["channel", "block"]
+)  # 40 rows: the last block is shorter
+@pytest.mark.parametrize("scale_per_sign", [False, True])
+def test_leaves_of_one_shape_and_several_scales(on_one_device, granularity, scale_per_sign):
+    rng = np.random.default_rng(4)
+    params = {f"w{i}": jnp.asarray(rng.standard_normal((40, 6)), jnp.float32) for i in range(3)}
+    curvature = {path: jnp.asarray(rng.uniform(0.1, 9, (40, 6)), jnp.float32) for path in params}
+    quantizer = fobt.ternary(scale_per_sign=scale_per_sign, granularity=granularity)
+    alone = {path: quantizer(leaf, curvature[path]) for path, leaf in params.items()}
+    on_one_device()
+    found = jax.jit(lambda params: fobt.quantize(params, fobt.Curvature(curvature), quantizer))(params)
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-6), found, alone)
+
+
 def test_without_curvature_and_in_other_dtypes(on_one_device):
     params = draw_params()
     params = {path: params[path] for path in ("w0", "w1")} | {"half": params["w2"].astype(jnp.bfloat16)}
@@ -74,13 +89,21 @@ def test_what_is_not_finite_stays_in_its_leaf(on_one_device):
     assert not jnp.any(found["w3"])
 
 
+def loops(params, quantizer):
+    text = jax.jit(lambda params: fobt.quantized_params(params, None, quantizer)).lower(params).as_text()
+    return text.count("stablehlo.while")
+
+
 def test_programs_grow_with_leaves_and_not_with_shapes(on_one_device):
     """One loop over candidates, one over steps of Newton for all leaves of a size, of whatever shapes."""
     on_one_device()
     params = {f"w{i}": jnp.ones((30 + i, 40 + i)) for i in range(9)}
+    assert loops(params, fobt.linear(3)) == loops({"w0": params["w0"]}, fobt.linear(3)) > 0
 
-    def loops(params):
-        text = jax.jit(lambda params: fobt.quantized_params(params, None, fobt.linear(3))).lower(params).as_text()
-        return text.count("stablehlo.while")
 
-    assert loops(params) == loops({"w0": params["w0"]}) > 0
+@pytest.mark.parametrize("granularity", [fobt.per_channel(), fobt.per_block(16)], ids=["channel", "block"])
+def test_leaves_of_one_shape_share_a_program(on_one_device, granularity):
+    on_one_device()
+    quantizer = fobt.linear(3, granularity=granularity)
+    params = {f"w{i}": jnp.ones((320, 40)) for i in range(5)}
+    assert loops(params, quantizer) == loops({"w0": params["w0"]}, quantizer) > 0
