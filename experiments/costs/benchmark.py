@@ -1,6 +1,7 @@
 """What fobt costs, as ratios taken in one run: `python -m experiments benchmark [--output FOLDER]`.
 
-Projections of one 2048×2048 tensor against one Adam update of it, and their time against its size; training steps
+Projections of one 2048×2048 tensor against one Adam update of it, their time against its size, and how far they are
+above the optimum for weights of many kinds; training steps
 against a float32 Adam step, two-stage and one-gradient steps against loss-aware ones, steps whose oscillations are
 tracked against those that are not; what steps need of memory and of the compiler, also where leaves are many; packed
 weights against float32 ones.
@@ -16,6 +17,7 @@ from rich.console import Console
 from experiments.core.cli import parse_options
 from experiments.core.config import require
 from experiments.core.records import read_json, write_results
+from experiments.costs.accuracy import accuracy
 from experiments.costs.compilation import compilation_ratios
 from experiments.costs.memory import accumulation_ratios, memory_ratios, state_ratios
 from experiments.costs.packing import packing_ratios, product_ratios
@@ -23,7 +25,7 @@ from experiments.costs.projections import exponents, projection_ratios, scaling
 from experiments.costs.steps import TIMED, branch_ratios, instrument_ratios, step_ratios
 from experiments.reporting.tables import Columns, markdown
 
-Part: TypeAlias = Literal["projections", "scaling", "steps", "memory", "compilation", "packing"]
+Part: TypeAlias = Literal["projections", "scaling", "accuracy", "steps", "memory", "compilation", "packing"]
 Network: TypeAlias = Literal["mlp", "lenet5", "resnet18", "transformer"]
 SIDE = 2048
 SIZES = tuple(round(10**exponent) for exponent in (4, 4.5, 5, 5.5, 6, 6.5, 7))
@@ -45,8 +47,16 @@ STEP_COLUMNS: Columns = {"what": COLUMNS["what"], "ratio": ("time", "{:.2f}".for
     "traffic": ("bytes read and written", "{:.2f}".format),
     "unit": COLUMNS["unit"],
 }
+ACCURACY_COLUMNS: Columns = {
+    "what": COLUMNS["what"],
+    "count": ("projections", "{:,}".format),
+    "median": ("median", "{:.0e}".format),
+    "most": ("90 %", "{:.0e}".format),
+    "nearly_all": ("99 %", "{:.0e}".format),
+    "largest": ("largest", "{:.0e}".format),
+}
 
-TABLES = {"projections": PROJECTION_COLUMNS, "steps": STEP_COLUMNS}
+TABLES = {"projections": PROJECTION_COLUMNS, "accuracy": ACCURACY_COLUMNS, "steps": STEP_COLUMNS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,6 +140,8 @@ def measure(part: Part, config: BenchmarkConfig) -> list[dict[str, Any]]:
     rounds = config.rounds
     if part == "projections":
         return projection_ratios(SIDE, rounds)
+    if part == "accuracy":
+        return accuracy(seed=2026)
     if part == "memory":
         rows = state_ratios("mlp") + accumulation_ratios("mlp", 1000)
         return rows + [row for name, size in (("mlp", 100), ("lenet5", 128)) for row in memory_ratios(name, size, 3)]

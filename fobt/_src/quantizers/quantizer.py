@@ -41,10 +41,10 @@ class Quantizer:
 
           - "candidates" compares some α between two sizes of the weights by what they gain, first far apart and then
             near to the best one; in a large tensor those of a sample, and then all near to the best one. Time and
-            memory are linear. Up to 4 bits the objective is the optimum to about 1e-4 for one scale per tensor and to
-            about 1e-3 for the sum of many groups, of which a single one may be tens of percent above its own; it is
-            exact where weights × levels are at most 64. With 8 bits, where the optimum is tiny, it is about 1e-2 above
-            it, for small groups 1e-1. A weight of little curvature does not matter, however large it is.
+            memory are linear. Up to 4 bits the objective is mostly the optimum to about 1e-4 for one scale per tensor
+            and to about 1e-3 for groups, of which a single one may be far above its own where few weights count; it
+            is exact where weights × levels are at most 64. With 8 bits, where the optimum is tiny, it is about 1e-2
+            above it, for small groups 1e-1. A weight of little curvature does not matter, however large it is.
           - "exact" finds the global optimum by sorting, O(n L log nL) for L positive levels: for small or unsharded
             tensors.
           - "alternating" is Algorithm 2 of the AAAI paper (LATa, LAQ), at most ten rounds to a local minimum,
