@@ -64,11 +64,11 @@ class BenchmarkConfig:
     """Measure the cost of projections, of training steps, and of packed weights."""
 
     rounds: int = 25
-    """How often each program runs, large ones less often; the ratios are of medians."""
+    """How often each program runs, large ones less often; the ratios are of medians, those of steps of minima."""
     parts: tuple[Part, ...] = get_args(Part)
     """What is measured."""
     networks: tuple[Network, ...] = get_args(Network)
-    """Whose steps are measured."""
+    """Whose steps are measured; rows of others stay in a folder of results."""
     output: Path | None = None
     """Folder for the results: for each part a JSON file and a table, PART.json and PART.md; and summary.md, projections
     that have a target, and steps side by side. Files of other parts stay."""
@@ -89,12 +89,26 @@ def main(arguments: Sequence[str]) -> None:
             measured |= {"records": records, "rows": exponents(records, 10**6)}
         else:
             measured["rows"] = measure(part, config)
+            if part == "steps" and config.output is not None:
+                measured["rows"] = beside_earlier(measured["rows"], config.output / "steps.json", config.networks)
         table = markdown(TABLES.get(part, COLUMNS), measured["rows"])
         Console().print(table, highlight=False, soft_wrap=True)
         if config.output is not None:
             write_results(config.output, part, table, measured)
     if config.output is not None:
         (config.output / "summary.md").write_text(summary(config.output), encoding="utf-8")
+
+
+def beside_earlier(rows: Sequence[dict[str, Any]], path: Path, networks: Sequence[Network]) -> list[dict[str, Any]]:
+    """Rows of steps together with those of other networks in a file, in the order of the networks."""
+    earlier = read_json(path)["rows"] if path.is_file() else []
+
+    def network_of(row: Mapping[str, Any]) -> Network:
+        return row["what"].partition(" step, ")[0]
+
+    kept = [row for row in earlier if network_of(row) not in networks]
+    order = get_args(Network)
+    return sorted([*kept, *rows], key=lambda row: order.index(network_of(row)))
 
 
 def summary(folder: Path) -> str:

@@ -12,7 +12,7 @@ from flax import nnx
 import fobt
 from experiments.core.network import split_model, training_pass
 from experiments.core.step import take_step
-from experiments.costs.timing import Program, median_seconds, ratios
+from experiments.costs.timing import Program, least_seconds, ratios
 from experiments.methods.baselines import full_precision
 from experiments.methods.controls import sam
 from experiments.methods.loss_aware import laq
@@ -97,7 +97,7 @@ def step_programs(network: Timed) -> MakeProgram:
 
 
 def step_ratios(network: Timed, rounds: int) -> list[dict[str, Any]]:
-    """Times of the steps of every method."""
+    """Least times of the steps of every method."""
     program = step_programs(network)
     programs = {
         ADAM_STEP: program(full_precision(HYPER)),
@@ -106,7 +106,7 @@ def step_ratios(network: Timed, rounds: int) -> list[dict[str, Any]]:
     }
     alone = (*programs, *(f"loss-aware, {name}" for name in QUANTIZERS))
     programs |= {name: program(method) for name, method in compared("step_costs").items()}
-    seconds = median_seconds(programs, min(rounds, network.rounds))
+    seconds = least_seconds(programs, min(rounds, network.rounds))
     targets = {f"loss-aware, {name}": 1.1 for name in QUANTIZERS}
     rows = ratios(network.title, {name: seconds[name] for name in alone}, ADAM_STEP, targets)
     for name in QUANTIZERS:
@@ -136,7 +136,7 @@ def branch_ratios(network: Timed, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for name, (chosen_before, chosen_inside) in kinds.items():
         programs = {name: chosen_before, f"{name}, chosen by lax.cond": chosen_inside}
-        rows += ratios(network.title, median_seconds(programs, min(rounds, network.rounds)), name, {})
+        rows += ratios(network.title, least_seconds(programs, min(rounds, network.rounds)), name, {})
     return rows
 
 
@@ -151,7 +151,7 @@ def instrument_ratios(network: Timed, rounds: int) -> list[dict[str, Any]]:
                 name: program(method),
                 f"{name}, tracked": program(dataclasses.replace(method, optimizer=tracked)),
             }
-            seconds = median_seconds(programs, min(rounds, network.rounds))
+            seconds = least_seconds(programs, min(rounds, network.rounds))
             rows += ratios(network.title, seconds, name, {f"{name}, tracked": 1.1})
     return rows
 

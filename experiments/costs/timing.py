@@ -77,12 +77,21 @@ def median_seconds(programs: Mapping[str, Program | PlainProgram], rounds: int) 
     return {name: float(np.median(values)) for name, values in round_seconds(programs, rounds).items()}
 
 
+def least_seconds(programs: Mapping[str, Program], rounds: int) -> dict[str, float]:
+    """The least time of each program over such rounds: what else a machine does only makes programs slower."""
+    return {name: min(values) for name, values in round_seconds(programs, rounds).items()}
+
+
 def round_seconds(programs: Mapping[str, Program | PlainProgram], rounds: int) -> dict[str, list[float]]:
-    """The times of each program in rounds in which all run once, after one that does not count."""
+    """The times of each program in rounds in which all run once, after one that does not count.
+
+    In another order in every round, as a program may find memory and caches as the one before leaves them.
+    """
     times: dict[str, list[float]] = {name: [] for name in programs}
+    rng = np.random.default_rng(0)
     for round_ in range(rounds + 1):
-        for name, program in programs.items():
-            elapsed = program.seconds()
+        for name in rng.permutation(list(programs)):
+            elapsed = programs[name].seconds()
             if round_ > 0:
                 times[name].append(elapsed)
     return times

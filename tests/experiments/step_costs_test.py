@@ -1,9 +1,12 @@
 """The steps that the benchmark times, of small networks: every method runs, and rows say what they compare."""
 
+import json
+
 import pytest
 
 import fobt
 from experiments.costs import steps
+from experiments.costs.benchmark import beside_earlier
 from experiments.costs.steps import ADAM_STEP, Timed, branch_ratios, instrument_ratios, step_ratios
 from experiments.models import NETWORKS
 from experiments.models.transformer import Transformer
@@ -36,3 +39,12 @@ def test_instruments_and_branches_are_timed_in_the_step_without(monkeypatch):
         rows = measure(MLP, rounds=1)
         assert rows
         assert all(row["what"] == MLP.title + row["unit"] + suffix for row in rows)
+
+
+def test_rows_of_networks_that_are_not_measured_stay(tmp_path):
+    path = tmp_path / "steps.json"
+    rows = [{"what": f"{name} step, batch 4: a", "ratio": 1.0} for name in ("mlp", "lenet5", "transformer")]
+    path.write_text(json.dumps({"rows": rows}))
+    new = [{"what": "lenet5 step, batch 4: b", "ratio": 2.0}]
+    assert beside_earlier(new, path, ("lenet5",)) == [rows[0], new[0], rows[2]]
+    assert beside_earlier(new, tmp_path / "none.json", ("lenet5",)) == new

@@ -35,9 +35,9 @@ from fobt._src.quantizers.solvers import (
     split_runs,
 )
 
-# Factors a, and b of the linear grid with 2 bits and of logarithmic ones, measured: the optima of normal, Laplace,
-# Student, Cauchy, uniform, sparse, bimodal, log-normal and log-uniform weights, with curvature that is constant,
-# log-normal, log-uniform or follows the weights, are in between.
+# Factors a, and b of the linear grid with 2 bits and of logarithmic ones, measured: but for the steepest tails, the
+# optima of normal, Laplace, Student, Cauchy, uniform, sparse, bimodal, log-normal and log-uniform weights, with
+# curvature that is constant, log-normal, log-uniform or follows the weights, are in between.
 _LEAST, _MOST, _MOST_LOGARITHMIC = {2: 0.9}, 1.2, {2: 1.2, 3: 2.2, 4: 7.0, 5: 40.0}
 # How many candidates are compared twice: of tensors, and, as passes cost most there, of groups by their bits. More
 # where levels are many, and once more where the objective has many minima.
