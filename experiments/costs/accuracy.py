@@ -48,7 +48,10 @@ def draw_curvatures(rng: np.random.Generator, weights: np.ndarray) -> Iterator[n
 
 
 def accuracy(seed: int) -> list[dict[str, Any]]:
-    """Quantiles of the excess of the objective over the optimum, for each grid and size, of tensors and of channels."""
+    """Quantiles of the excess of the objective over the optimum, for each grid and size, of tensors and of channels.
+
+    In units of the optimum, or of what float32 rounds away where that is more.
+    """
     rows = []
     for name, (make, bits) in GRIDS.items():
         for granularity, sizes, columns in (
@@ -79,5 +82,6 @@ def _excesses(quantizer: fobt.Quantizer, seed: int, shape: tuple[int, int]) -> I
             w, c, q = (np.asarray(x, np.float64) for x in (*single, project(*single)))
             found, scale = np.sum(c * (w - q) ** 2, 0), np.sum(c * w**2, 0)
             best = np.array([optimum(w[:, i], c[:, i], quantizer.grid) for i in range(shape[1])])
-            above = np.maximum(found - best - _ROUNDING * scale, 0)
-            yield np.divide(above, best, out=np.zeros_like(above), where=best > 0)
+            rounding = _ROUNDING * scale
+            above, unit = np.maximum(found - best - rounding, 0), np.maximum(best, rounding)
+            yield np.divide(above, unit, out=np.zeros_like(above), where=unit > 0)

@@ -1,10 +1,9 @@
 """What fobt costs, as ratios taken in one run: `python -m experiments benchmark [--output FOLDER]`.
 
 Projections of one 2048×2048 tensor against one Adam update of it, their time against its size, and how far they are
-above the optimum for weights of many kinds; training steps
-against a float32 Adam step, two-stage and one-gradient steps against loss-aware ones, steps whose oscillations are
-tracked against those that are not; what steps need of memory and of the compiler, also where leaves are many; packed
-weights against float32 ones.
+above the optimum for weights of many kinds; training steps against a float32 Adam step, two-stage and one-gradient
+steps against loss-aware ones, steps whose oscillations are tracked against those that are not; what steps need of
+memory and of the compiler, also where leaves are many; packed weights against float32 ones.
 """
 
 import dataclasses
@@ -83,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
     if config.output is not None:
         config.output.mkdir(parents=True, exist_ok=True)
     for part in config.parts:
-        measured: dict[str, Any] = {"rounds": config.rounds}
+        measured: dict[str, Any] = {} if part in ("accuracy", "steps") else {"rounds": config.rounds}
         if part == "scaling":
             records = scaling(SIZES, min(config.rounds, 7))
             measured |= {"records": records, "rows": exponents(records, 10**6)}
@@ -165,9 +164,11 @@ def measure(part: Part, config: BenchmarkConfig) -> list[dict[str, Any]]:
         return packing_ratios(SIDE, rounds) + [
             row for batch_size in (1, 100) for row in product_ratios(SIDE, batch_size, rounds)
         ]
-    timed = [network for network in TIMED if network.name in config.networks]
-    rows = [row for network in timed for row in step_ratios(network, rounds)]
-    for network in timed:
-        if network.name == "lenet5" or (network.name, network.shape[0]) == ("mlp", 100):
-            rows += branch_ratios(network, rounds) + instrument_ratios(network, rounds)
+    rows = []
+    for network in TIMED:
+        if network.name in config.networks:
+            of_network = step_ratios(network, rounds)
+            if network.name == "lenet5" or (network.name, network.shape[0]) == ("mlp", 100):
+                of_network += branch_ratios(network, rounds) + instrument_ratios(network, rounds)
+            rows += [row | {"rounds": min(rounds, network.rounds)} for row in of_network]
     return rows

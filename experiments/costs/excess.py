@@ -7,9 +7,9 @@ import numpy as np
 
 import fobt
 
-# Where there are more breakpoints than these, each looked up for every level, so many candidates are compared instead,
-# and the neighbours of the best ones refined.
-_LOOKED_UP, _CANDIDATES, _REFINED, _ALTERNATIONS = 2**20, 4096, 32, 30
+# Where there are more breakpoints than these, so many candidates are compared instead, and the neighbours of the best
+# ones refined.
+_SORTED, _CANDIDATES, _REFINED, _ALTERNATIONS = 2**22, 4096, 32, 30
 _GROUPS = 400
 
 
@@ -40,8 +40,13 @@ def optimum(weights: np.ndarray, curvature: np.ndarray, grid: Any) -> float:
         return float(np.sum(curvature * (np.abs(weights) - np.average(np.abs(weights), weights=curvature)) ** 2))
     order = np.argsort(np.abs(weights))
     r, c = np.abs(weights)[order], curvature[order]
-    above_1, above_2 = (np.concatenate([np.cumsum(x[::-1])[::-1], [0.0]]) for x in (c * r, c))
     change_1, change_2 = np.diff(levels, prepend=0.0), np.diff(levels**2, prepend=0.0)
+    if r.size * levels.size <= _SORTED:
+        falling = np.argsort(-(r[:, None] / midpoints).ravel())  # the α at which a weight reaches a level
+        x, y = (np.cumsum((part[:, None] * by).ravel()[falling]) for part, by in ((c * r, change_1), (c, change_2)))
+        gain = np.divide(x**2, y, out=np.zeros_like(x), where=y > 0)
+        return float(np.sum(c * r**2) - np.max(gain, initial=0.0))
+    above_1, above_2 = (np.concatenate([np.cumsum(x[::-1])[::-1], [0.0]]) for x in (c * r, c))
 
     def sums(alphas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         first = np.searchsorted(r, alphas[:, None] * midpoints, side="right")
@@ -52,16 +57,12 @@ def optimum(weights: np.ndarray, curvature: np.ndarray, grid: Any) -> float:
         fitted = np.divide(x, y, out=np.zeros_like(x), where=y > 0)
         return x * fitted, fitted
 
-    if r.size * levels.size**2 <= _LOOKED_UP:
-        alphas = (r[:, None] / midpoints).ravel()
-        alphas = alphas[alphas > 0] * (1 - 1e-12)
-    else:
-        coarse = r[-1] * np.geomspace(1e-4, 2, _CANDIDATES)
-        best = coarse[np.argsort(-gains(coarse)[0])[:_REFINED]]
-        alphas = np.ravel(best[:, None] * np.geomspace(0.998, 1.002, _REFINED))
-        for _ in range(_ALTERNATIONS):
-            fitted = gains(alphas)[1]
-            alphas = np.where(fitted > 0, fitted, alphas)
+    coarse = r[-1] * np.geomspace(1e-4, 2, _CANDIDATES)
+    best = coarse[np.argsort(-gains(coarse)[0])[:_REFINED]]
+    alphas = np.ravel(best[:, None] * np.geomspace(0.998, 1.002, _REFINED))
+    for _ in range(_ALTERNATIONS):
+        fitted = gains(alphas)[1]
+        alphas = np.where(fitted > 0, fitted, alphas)
     return float(np.sum(c * r**2) - np.max(gains(alphas)[0], initial=0.0))
 
 

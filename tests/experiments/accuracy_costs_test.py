@@ -1,5 +1,7 @@
 """The table of how far projections are above the optimum."""
 
+import functools
+
 import fobt
 from experiments.costs import accuracy
 
@@ -10,8 +12,7 @@ def test_rows_have_quantiles_of_the_excess(monkeypatch):
     monkeypatch.setattr(accuracy, "GROUPS", (50,))
     rows = {}
     for solver in ("exact", "alternating"):
-        make = lambda bits, granularity, solver=solver: fobt.linear(bits, solver=solver, granularity=granularity)  # noqa: E731
-        monkeypatch.setattr(accuracy, "GRIDS", {"linear(3)": (make, 3)})
+        monkeypatch.setattr(accuracy, "GRIDS", {"linear(3)": (functools.partial(fobt.linear, solver=solver), 3)})
         (rows[solver],) = accuracy.accuracy(seed=0)
     assert rows["exact"]["what"] == "linear(3), channels of 50"
     assert rows["exact"]["count"] == 13 * 6 * accuracy.CHANNELS

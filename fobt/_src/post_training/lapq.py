@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy  # loads its parts where they are first used: scipy.optimize takes a quarter of `import fobt`
+import scipy  # loads its parts where they are first used
 from jax.typing import ArrayLike
 
 from fobt._src.base.checks import check_number
